@@ -1,0 +1,1 @@
+//! Recipe plug-ins.

@@ -1,0 +1,1 @@
+//! Decoding and exact resizing of images.

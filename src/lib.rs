@@ -1,0 +1,40 @@
+//! Builds hallucination-aware instruction data for medical vision-language models, checks it, fine-tunes on it and
+//! judges the result.
+//!
+//! The data path, one module an arrow: [`plan`] -> [`stage::build`] -> [`stage::qc`] -> [`stage::encode`] ->
+//! [`stage::train`] -> [`stage::eval`] -> [`stage::judge`] -> [`stage::report`].
+
+pub mod adapter;
+pub mod cli;
+pub mod commands;
+pub mod device;
+pub mod error;
+pub mod generate;
+pub mod image;
+pub mod judge;
+pub mod loader;
+pub mod metric;
+pub mod nn;
+pub mod plan;
+pub mod progress;
+pub mod qc;
+pub mod random;
+pub mod recipe;
+pub mod run;
+pub mod run_dir;
+pub mod sample;
+pub mod source;
+pub mod stage;
+pub mod text;
+pub mod train;
+pub mod vlm;
+pub mod weights;
+
+#[path = "../datasets/mod.rs"]
+pub mod datasets;
+#[path = "../models/mod.rs"]
+pub mod models;
+#[path = "../recipes/mod.rs"]
+pub mod recipes;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,2 @@
+//! medtune
+fn main() {}

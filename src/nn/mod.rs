@@ -1,0 +1,3 @@
+//! Blocks that models share.
+
+pub mod decoder;

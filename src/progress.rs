@@ -1,0 +1,106 @@
+//! Progress of a stage: a bar with ETA on a terminal, plain lines otherwise, nothing with `--quiet`.
+//! The only module that writes to stderr while work is going on.
+
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// A bar that redraws itself.
+    Bar,
+    /// One line every few seconds.
+    Lines,
+    /// Nothing.
+    Silent,
+}
+
+impl Progress {
+    /// A bar on a terminal, lines elsewhere.
+    #[must_use]
+    pub fn detect() -> Self {
+        if std::io::stderr().is_terminal() { Self::Bar } else { Self::Lines }
+    }
+
+    /// Starts a task of `total` units; `what` is a verb phrase such as `encode rows`.
+    #[must_use]
+    pub fn start(self, what: &str, total: u64) -> Task {
+        let bar = match self {
+            Self::Bar => {
+                let style =
+                    ProgressStyle::with_template("{prefix:<18} {wide_bar} {pos}/{len} {per_sec} eta {eta} {msg}")
+                        .unwrap_or_else(|_| ProgressStyle::default_bar());
+                ProgressBar::new(total).with_style(style).with_prefix(what.to_string())
+            }
+            Self::Lines | Self::Silent => ProgressBar::hidden(),
+        };
+        Task {
+            mode: self,
+            bar,
+            what: what.to_string(),
+            total,
+            done: 0,
+            started: Instant::now(),
+            said: Instant::now(),
+            message: String::new(),
+        }
+    }
+
+    /// Says one line about what happens.
+    pub fn say(self, line: &str) {
+        if self != Self::Silent {
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// A running task; ends when dropped or [`Task::finish`]ed.
+#[derive(Debug)]
+pub struct Task {
+    mode: Progress,
+    bar: ProgressBar,
+    what: String,
+    total: u64,
+    done: u64,
+    started: Instant,
+    said: Instant,
+    message: String,
+}
+
+impl Task {
+    /// `n` more units are done.
+    pub fn advance(&mut self, n: u64) {
+        self.done += n;
+        self.bar.inc(n);
+        if self.mode == Progress::Lines && self.said.elapsed() >= Duration::from_secs(10) {
+            self.said = Instant::now();
+            self.line();
+        }
+    }
+
+    /// Short text beside the bar, for example the current loss.
+    pub fn message(&mut self, message: impl Into<String>) {
+        self.message = message.into();
+        self.bar.set_message(self.message.clone());
+    }
+
+    /// Ends the task and, without a terminal, says how long it took.
+    pub fn finish(mut self) {
+        self.bar.finish_and_clear();
+        if self.mode == Progress::Lines {
+            self.done = self.total.max(self.done);
+            self.line();
+        }
+    }
+
+    fn line(&self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let left =
+            if self.done > 0 { seconds / self.done as f64 * self.total.saturating_sub(self.done) as f64 } else { 0.0 };
+        eprintln!("{}: {}/{} in {seconds:.0} s, {left:.0} s left {}", self.what, self.done, self.total, self.message);
+    }
+}

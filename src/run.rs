@@ -1,0 +1,1 @@
+//! Walks a plan stage by stage and skips stages whose inputs have not changed.

@@ -1,0 +1,1 @@
+//! Source rows to instruction rows: `samples.jsonl` and rendered images.

@@ -1,0 +1,1 @@
+//! Numbers with intervals, tables and samples: `report.json` and `report.html`.

@@ -1,0 +1,1 @@
+//! Trains the adapter on the kept rows of the train split.

@@ -1,0 +1,257 @@
+//! What a model family offers to the rest of the program: a processor on the host, and a network in three towers.
+//!
+//! A [`Processor`] turns a [`Sample`] into an [`Encoded`] row whose token sequence is already expanded: every image
+//! takes exactly as many positions as it has features, and those positions are listed. So batching, padding, loss and
+//! decoding are the same for every family. A [`Vlm`] is driven in pieces (vision, projector, embedding, decoder layers,
+//! head), so that one trainer can recompute any family layer by layer.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::{
+    error::Result,
+    nn::decoder::{DecoderContext, LayerCache},
+    sample::Sample,
+};
+
+/// Label of a position that takes no part in the loss.
+pub const IGNORE: i32 = -100;
+
+/// Part of a model that is frozen, adapted or trained as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tower {
+    /// `vision`, `projector` or `language`.
+    pub name: &'static str,
+    /// Prefix of its parameter paths in the module, for example `vision_tower.`.
+    pub prefix: &'static str,
+}
+
+/// One image tile, ready for the vision tower.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pixels {
+    /// Row-major `[channels, height, width]`, normalised.
+    pub data: Vec<f32>,
+    /// `[channels, height, width]`.
+    pub shape: [usize; 3],
+}
+
+/// Positions of one image in an expanded sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageSpan {
+    /// First position.
+    pub start: usize,
+    /// Number of positions, equal to the number of features of its tiles.
+    pub len: usize,
+}
+
+/// One row in host memory: expanded tokens, labels, pixels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// Id of the sample.
+    pub id: String,
+    /// Token ids, image positions filled with the pad id.
+    pub input_ids: Vec<i32>,
+    /// Unshifted labels, [`IGNORE`] where nothing is supervised.
+    pub labels: Vec<i32>,
+    /// Where the images are, in order.
+    pub spans: Vec<ImageSpan>,
+    /// Tiles of all images, in order.
+    pub pixels: Vec<Pixels>,
+}
+
+impl Encoded {
+    /// Positions whose label is predicted by an earlier position.
+    #[must_use]
+    pub fn supervised(&self) -> usize {
+        self.labels.iter().skip(1).filter(|l| **l != IGNORE).count()
+    }
+}
+
+/// Host side of a model family: images, text, labels.
+pub trait Processor: Send + Sync {
+    /// Everything that decides how an input becomes numbers (sizes, means, template, tokenizer hash), as JSON.
+    /// Hashed into adapters.
+    fn signature(&self) -> serde_json::Value;
+
+    /// Encodes a whole conversation with labels on the assistant's words.
+    ///
+    /// # Errors
+    /// An unreadable image, a number of `<image>` marks unequal to the number of images, no supervised token, or a row
+    /// longer than the model allows.
+    fn encode(&self, sample: &Sample) -> Result<Encoded>;
+
+    /// Encodes the conversation up to the last assistant turn, which is left out; labels are all [`IGNORE`].
+    ///
+    /// # Errors
+    /// As [`Processor::encode`], except for labels.
+    fn prompt(&self, sample: &Sample) -> Result<Encoded>;
+
+    /// Text of generated ids, special tokens removed, trimmed.
+    fn decode(&self, ids: &[i32]) -> String;
+
+    /// Text of one id, special tokens kept, for `data show`.
+    fn piece(&self, id: i32) -> String;
+
+    /// Ids that end an answer.
+    fn stop_ids(&self) -> &[i32];
+
+    /// Id that fills padded positions.
+    fn pad_id(&self) -> i32;
+
+    /// Number of token ids the tokenizer knows.
+    fn vocab_size(&self) -> usize;
+}
+
+/// Side on which short rows are filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PaddingSide {
+    /// Filler before the tokens; for generation.
+    Left,
+    /// Filler after the tokens; for training.
+    Right,
+}
+
+/// Rows padded to one length, in host memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Ids of the samples.
+    pub ids: Vec<String>,
+    /// `[rows, length]`, row-major.
+    pub input_ids: Vec<i32>,
+    /// `[rows, length]`, unshifted, [`IGNORE`] at padding.
+    pub labels: Vec<i32>,
+    /// `[rows, length]`, true at real tokens.
+    pub mask: Vec<bool>,
+    /// `[rows, length]`, position of each token within its row, 0 at padding.
+    pub positions: Vec<i32>,
+    /// Flat indices (row * length + position) that take image features, in the order of the features.
+    pub feature_index: Vec<i32>,
+    /// Tiles of all rows.
+    pub pixels: Vec<Pixels>,
+    /// Number of rows.
+    pub rows: usize,
+    /// Padded length.
+    pub length: usize,
+}
+
+impl Batch {
+    /// Pads `rows` to the longest, rounded up to a multiple of `multiple`.
+    #[must_use]
+    pub fn collate(rows: &[Encoded], pad_id: i32, side: PaddingSide, multiple: usize) -> Self {
+        let longest = rows.iter().map(|r| r.input_ids.len()).max().unwrap_or(0);
+        let length = longest.div_ceil(multiple.max(1)) * multiple.max(1);
+        let cells = rows.len() * length;
+        let mut batch = Self {
+            ids: rows.iter().map(|r| r.id.clone()).collect(),
+            input_ids: vec![pad_id; cells],
+            labels: vec![IGNORE; cells],
+            mask: vec![false; cells],
+            positions: vec![0; cells],
+            feature_index: Vec::new(),
+            pixels: rows.iter().flat_map(|r| r.pixels.iter().cloned()).collect(),
+            rows: rows.len(),
+            length,
+        };
+        for (i, row) in rows.iter().enumerate() {
+            let n = row.input_ids.len();
+            let start = i * length + if side == PaddingSide::Left { length - n } else { 0 };
+            batch.input_ids[start..start + n].copy_from_slice(&row.input_ids);
+            batch.labels[start..start + n].copy_from_slice(&row.labels);
+            batch.mask[start..start + n].fill(true);
+            for (k, p) in batch.positions[start..start + n].iter_mut().enumerate() {
+                *p = k as i32;
+            }
+            for span in &row.spans {
+                batch.feature_index.extend((0..span.len).map(|k| (start + span.start + k) as i32));
+            }
+        }
+        batch
+    }
+
+    /// Supervised positions of the batch.
+    #[must_use]
+    pub fn supervised(&self) -> usize {
+        (0..self.rows)
+            .map(|r| self.labels[r * self.length + 1..(r + 1) * self.length].iter().filter(|l| **l != IGNORE).count())
+            .sum()
+    }
+
+    /// Real tokens of the batch.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.mask.iter().filter(|m| **m).count()
+    }
+
+    /// Token ids on `device`.
+    ///
+    /// # Shapes
+    /// `[rows, length]`
+    #[must_use]
+    pub fn input_ids(&self, device: &Device) -> Tensor<2, Int> {
+        Tensor::from_data(TensorData::new(self.input_ids.clone(), [self.rows, self.length]), device)
+    }
+
+    /// Pixels of all tiles on `device`; none if the batch has no image.
+    ///
+    /// # Shapes
+    /// `[tiles, channels, height, width]`
+    #[must_use]
+    pub fn pixels(&self, device: &Device) -> Option<Tensor<4>> {
+        let [c, h, w] = self.pixels.first()?.shape;
+        let mut data = Vec::with_capacity(self.pixels.len() * c * h * w);
+        for p in &self.pixels {
+            data.extend_from_slice(&p.data);
+        }
+        Some(Tensor::from_data(TensorData::new(data, [self.pixels.len(), c, h, w]), device))
+    }
+}
+
+/// A vision-language model, in the pieces that training and generation drive.
+///
+/// No method decides about gradients: a caller that wants none passes the model through `valid()` and tensors without
+/// autodiff.
+pub trait Vlm {
+    /// Vision, projector and language parts.
+    fn towers(&self) -> &'static [Tower];
+
+    /// Features of the vision tower, before the projector.
+    ///
+    /// # Shapes
+    /// `[tiles, channels, height, width]` -> `[tiles, patches, vision_width]`
+    fn vision(&self, pixels: Tensor<4>) -> Tensor<3>;
+
+    /// Maps vision features into the decoder's width.
+    ///
+    /// # Shapes
+    /// `[tiles, patches, vision_width]` -> `[tiles, features, hidden_size]`
+    fn project(&self, features: Tensor<3>) -> Tensor<3>;
+
+    /// Token embeddings.
+    ///
+    /// # Shapes
+    /// `[rows, length]` -> `[rows, length, hidden_size]`
+    fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3>;
+
+    /// Rotary tables and masks for a batch of padded rows.
+    fn context(&self, batch: &Batch, device: &Device) -> DecoderContext;
+
+    /// Number of decoder layers.
+    fn num_layers(&self) -> usize;
+
+    /// One decoder layer. With a cache, keys and values of earlier positions are read from it and the new ones added.
+    ///
+    /// # Shapes
+    /// `[rows, length, hidden_size]` -> same
+    fn layer(&self, index: usize, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3>;
+
+    /// Final norm.
+    ///
+    /// # Shapes
+    /// any leading shape, `[.., hidden_size]` -> same
+    fn final_norm(&self, x: Tensor<3>) -> Tensor<3>;
+
+    /// Logits of normed states.
+    ///
+    /// # Shapes
+    /// `[n, hidden_size]` -> `[n, vocab_size]`
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2>;
+}

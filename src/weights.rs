@@ -1,0 +1,1 @@
+//! Checkpoint files to tensors and back, with a strict report.

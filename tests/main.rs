@@ -1,0 +1,3 @@
+//! Behaviour across modules, in one test binary.
+
+mod parity;

@@ -1,0 +1,4 @@
+//! Agreement with the original code, on fixtures that it made. The root is `MEDTUNE_GOLDEN`, by default `tests/golden`.
+
+pub(crate) mod fixture;
+mod llava_med;
