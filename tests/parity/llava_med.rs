@@ -1,1 +1,0 @@
-//! LLaVA-Med v1.5 against microsoft/LLaVA-Med.
