@@ -1,1 +1,3 @@
 //! LLaVA-Med v1.5.
+
+pub mod processor;

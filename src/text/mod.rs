@@ -1,1 +1,3 @@
 //! Tokenizers, chat templates, label masks.
+
+pub mod merge;
