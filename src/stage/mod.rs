@@ -1,8 +1,19 @@
 //! The stages of a run. Each reads files, writes files, and returns a summary of what it counted.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use burn::tensor::Device;
 
-use crate::{error::Result, plan::Plan, progress::Progress, run_dir::RunDir};
+use crate::{
+    device::DeviceSpec,
+    error::{Error, Kind, Result},
+    plan::Plan,
+    progress::Progress,
+    run_dir::RunDir,
+};
 
 pub mod build;
 pub mod encode;
@@ -13,11 +24,43 @@ pub mod report;
 pub mod train;
 
 /// What every stage may use besides its plan and directory.
+#[derive(Debug, Clone)]
 pub struct Ctx {
     /// Where tensors live, without autodiff.
     pub device: Device,
+    /// The device as the user wrote it.
+    pub device_spec: DeviceSpec,
     /// How progress is shown.
     pub progress: Progress,
+    /// Set when the user interrupts; a stage saves what it has and returns [`Ctx::check`]'s error.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Ctx {
+    /// A context on an opened device.
+    ///
+    /// # Errors
+    /// The device cannot be opened.
+    pub fn new(device: DeviceSpec, progress: Progress) -> Result<Self> {
+        Ok(Self { device: device.open()?, device_spec: device, progress, stop: Arc::default() })
+    }
+
+    /// Whether the user has asked to stop.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Ends a stage that the user interrupted; call it between units of work, after saving.
+    ///
+    /// # Errors
+    /// The user has asked to stop.
+    pub fn check(&self) -> Result<()> {
+        if self.stopped() {
+            return Err(Error::new(Kind::Interrupted, "interrupted").help("run the same command again; it continues"));
+        }
+        Ok(())
+    }
 }
 
 /// What a stage counted, in print order; also written to the manifest.
@@ -36,17 +79,24 @@ impl Summary {
 }
 
 /// A stage of a run.
+///
+/// Before a stage starts on other inputs than last time, the files it `writes` and its `scratch` are removed. When they
+/// are there at its start, an earlier attempt on the same inputs was interrupted, and the stage continues from them.
 pub struct Stage {
     /// Verb on the command line.
     pub name: &'static str,
     /// What it does, one line.
     pub about: &'static str,
-    /// Files of the run directory it reads.
+    /// Files and directories of the run directory it reads.
     pub reads: &'static [&'static str],
-    /// Files of the run directory it writes.
+    /// Files and directories of the run directory it writes; those of an earlier stage it may only amend.
     pub writes: &'static [&'static str],
-    /// Sections of the plan it depends on.
+    /// Prefixes of names that it leaves behind when interrupted.
+    pub scratch: &'static [&'static str],
+    /// Sections of the plan it depends on, besides the recipe's name and the seed.
     pub sections: &'static [&'static str],
+    /// Whether its result depends on the kind of device.
+    pub device: bool,
     /// Does it.
     pub run: fn(&Plan, &RunDir, &Ctx) -> Result<Summary>,
 }
