@@ -7,6 +7,7 @@
 pub mod adapter;
 pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod device;
 pub mod error;
 pub mod generate;
