@@ -1,11 +1,24 @@
 //! From a recipe file and overrides to a resolved plan; all errors at once.
 
+use std::path::{Path, PathBuf};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    adapter::AdapterConfig, generate::GenerateConfig, judge::JudgeConfig, models::ModelConfig, qc::QcConfig,
-    source::DataConfig, stage::eval::EvalConfig, train::TrainConfig,
+    adapter::AdapterConfig,
+    config::{Config, Document, Setting, to_toml},
+    datasets::DATASETS,
+    error::{Error, Kind, Result},
+    generate::GenerateConfig,
+    judge::JudgeConfig,
+    models::ModelConfig,
+    qc::QcConfig,
+    recipe::Recipe,
+    recipes::RECIPES,
+    source::DataConfig,
+    stage::eval::EvalConfig,
+    train::TrainConfig,
 };
 
 /// A resolved recipe: every value a run depends on, except the device and the output directory.
@@ -49,4 +62,204 @@ impl Default for Plan {
             judge: JudgeConfig::default(),
         }
     }
+}
+
+/// A plan with the history of its values.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The plan.
+    pub plan: Plan,
+    /// What the user called the recipe: the name of the run directory.
+    pub name: String,
+    /// Every value with where it came from.
+    pub settings: Vec<Setting>,
+}
+
+impl Resolved {
+    /// Resolves a recipe (a registered name, or the path of a TOML file) with overrides `key=value` on top.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the configuration, in one error.
+    pub fn new(recipe: &str, overrides: &[String]) -> Result<Self> {
+        let mut config = Config::new::<Plan>();
+        let chain = chain(recipe, &mut config.problems);
+        for file in chain.iter().rev() {
+            let mut document = Document::parse(file.name.clone(), &file.text);
+            document.take(EXTENDS);
+            config.layer::<Plan>(&document);
+        }
+        for text in overrides {
+            config.set::<Plan>(text);
+        }
+        let plan = config.finish::<Plan>();
+        if let Some(plan) = &plan {
+            for (key, problem) in plan.problems() {
+                config.object(&key, &problem);
+            }
+        }
+        match plan.filter(|_| config.problems.is_empty()) {
+            Some(plan) => Ok(Self { plan, name: stem(recipe), settings: config.settings().to_vec() }),
+            None => Err(configuration_error(&config.problems)),
+        }
+    }
+
+    /// The plan as a recipe file with origins; reading it gives the same plan.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let comment = format!(
+            "Resolved plan of {} by medtune {}. A recipe file itself: `medtune run` takes it.",
+            self.name,
+            env!("CARGO_PKG_VERSION")
+        );
+        to_toml(&self.settings, &comment)
+    }
+
+    /// The recipe plug-in.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn recipe(&self) -> Result<&'static dyn Recipe> {
+        self.plan.recipe()
+    }
+}
+
+impl Plan {
+    /// The recipe plug-in.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn recipe(&self) -> Result<&'static dyn Recipe> {
+        let found = RECIPES.iter().copied().find(|r| r.name() == self.recipe);
+        found.ok_or_else(|| {
+            Error::new(Kind::Config, "unknown recipe plug-in")
+                .expected(names(RECIPES.iter().map(|r| r.name())))
+                .found(&self.recipe)
+                .help("`medtune recipes` lists them")
+        })
+    }
+
+    /// Key and problem of everything that the type of a value alone does not rule out.
+    fn problems(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let mut add = |key: &str, problem: String| found.push((key.to_string(), problem));
+        match self.recipe() {
+            Ok(recipe) => recipe.check(self).into_iter().for_each(|p| add("recipe", p)),
+            Err(e) => add("recipe", e.to_string()),
+        }
+        known(&mut add, "data.source", &self.data.source, DATASETS.iter().map(|d| d.name()));
+        if self.data.test_fraction + self.data.validation_fraction >= 1.0 {
+            add("data.validation_fraction", "together with data.test_fraction leaves no rows to train on".into());
+        }
+        let paths = [
+            ("data.path", &self.data.path),
+            ("data.image_dir", &self.data.image_dir),
+            ("model.checkpoint", &self.model.checkpoint),
+            ("model.vision_tower", &self.model.vision_tower),
+        ];
+        for (key, path) in paths {
+            if let Some(path) = path.as_deref().filter(|p| !is_embedded(p) && !p.exists()) {
+                add(key, format!("there is no file or directory {}", path.display()));
+            }
+        }
+        found
+    }
+}
+
+/// Whether a checkpoint is one that is compiled in.
+#[must_use]
+pub fn is_embedded(path: &Path) -> bool {
+    path.to_str().is_some_and(|p| p.starts_with(EMBEDDED))
+}
+
+/// Prefix of checkpoints that are compiled in.
+pub const EMBEDDED: &str = "embedded:";
+
+/// Key by which a recipe file builds on another.
+const EXTENDS: &str = "extends";
+
+/// Most files that may build on each other.
+const MAX_CHAIN: usize = 16;
+
+struct RecipeFile {
+    name: String,
+    text: String,
+}
+
+/// The recipe's file and the files it builds on, highest first.
+fn chain(recipe: &str, problems: &mut Vec<String>) -> Vec<RecipeFile> {
+    let mut files: Vec<RecipeFile> = Vec::new();
+    let mut next = Some((recipe.to_string(), None));
+    while let Some((name, asked)) = next.take() {
+        let blame = |problem: String| match &asked {
+            Some(place) => format!("{place}: {EXTENDS}: {problem}"),
+            None => problem,
+        };
+        if files.iter().any(|f| f.name == name) || files.len() == MAX_CHAIN {
+            problems.push(blame(format!("recipes build on each other in a circle through {name}")));
+            break;
+        }
+        match read(&name) {
+            Ok(text) => files.push(RecipeFile { name, text }),
+            Err(problem) => {
+                problems.push(blame(problem));
+                break;
+            }
+        }
+        let Some(file) = files.last() else { break };
+        let base = Document::parse(file.name.clone(), &file.text).take(EXTENDS);
+        if let Some((value, line)) = base {
+            let place = format!("{}:{line}", file.name);
+            match value.as_str() {
+                Some(base) => next = Some((beside(&file.name, base), Some(place))),
+                None => {
+                    problems.push(format!("{place}: {EXTENDS}: expected the name or path of a recipe, found {value}"))
+                }
+            }
+        }
+    }
+    files
+}
+
+/// The text of a recipe: an embedded one by name, else a file.
+fn read(name: &str) -> std::result::Result<String, String> {
+    if let Some(recipe) = RECIPES.iter().find(|r| r.name() == name) {
+        return Ok(recipe.template().to_string());
+    }
+    std::fs::read_to_string(name).map_err(|e| {
+        let known = names(RECIPES.iter().map(|r| r.name()));
+        format!("no recipe `{name}`: it is none of the names {known}, and reading it as a file failed: {e}")
+    })
+}
+
+/// A base recipe as `file` names it: a registered name, or a path relative to `file`.
+fn beside(file: &str, base: &str) -> String {
+    if RECIPES.iter().any(|r| r.name() == base) {
+        return base.to_string();
+    }
+    let path = Path::new(file).parent().map_or_else(|| PathBuf::from(base), |dir| dir.join(base));
+    path.display().to_string()
+}
+
+fn stem(recipe: &str) -> String {
+    Path::new(recipe).file_stem().map_or_else(|| recipe.to_string(), |s| s.to_string_lossy().into_owned())
+}
+
+fn names<'a>(all: impl Iterator<Item = &'a str>) -> String {
+    all.collect::<Vec<_>>().join(", ")
+}
+
+fn known<'a>(add: &mut impl FnMut(&str, String), key: &str, value: &str, all: impl Iterator<Item = &'a str> + Clone) {
+    if !all.clone().any(|name| name == value) {
+        add(key, format!("expected one of {}, found {value}", names(all)));
+    }
+}
+
+fn configuration_error(problems: &[String]) -> Error {
+    let list: String = problems.iter().map(|p| format!("\n  {p}")).collect();
+    let count = match problems.len() {
+        1 => "1 problem".to_string(),
+        n => format!("{n} problems"),
+    };
+    Error::new(Kind::Config, format!("{count} in the configuration{list}"))
+        .help("`medtune plan RECIPE` shows every value and where it comes from; `medtune explain KEY` explains one")
 }
