@@ -9,7 +9,11 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{
     error::Result,
-    nn::decoder::{DecoderContext, LayerCache},
+    nn::{
+        attention::Columns,
+        cast,
+        decoder::{DecoderContext, LayerCache},
+    },
     sample::Sample,
 };
 
@@ -21,8 +25,17 @@ pub const IGNORE: i32 = -100;
 pub struct Tower {
     /// `vision`, `projector` or `language`.
     pub name: &'static str,
-    /// Prefix of its parameter paths in the module, for example `vision_tower.`.
+    /// Prefix of its parameter names, for example `model.vision_tower.`; a parameter belongs to the tower with the
+    /// longest prefix that fits, so the language tower may have the empty one.
     pub prefix: &'static str,
+}
+
+impl Tower {
+    /// The tower among `towers` that a parameter belongs to.
+    #[must_use]
+    pub fn of<'a>(towers: &'a [Self], parameter: &str) -> Option<&'a Self> {
+        towers.iter().filter(|t| parameter.starts_with(t.prefix)).max_by_key(|t| t.prefix.len())
+    }
 }
 
 /// One image tile, ready for the vision tower.
@@ -167,6 +180,19 @@ impl Batch {
         batch
     }
 
+    /// Where the tokens are, for masks and positions.
+    #[must_use]
+    pub fn columns(&self) -> Columns {
+        Columns {
+            rows: self.rows,
+            length: self.length,
+            positions: self.positions.clone(),
+            keys: self.length,
+            start: 0,
+            mask: self.mask.clone(),
+        }
+    }
+
     /// Supervised positions of the batch.
     #[must_use]
     pub fn supervised(&self) -> usize {
@@ -231,8 +257,41 @@ pub trait Vlm {
     /// `[rows, length]` -> `[rows, length, hidden_size]`
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3>;
 
+    /// Rotary tables and masks for queries that lie in the given columns.
+    fn columns_context(&self, columns: &Columns, device: &Device) -> DecoderContext;
+
     /// Rotary tables and masks for a batch of padded rows.
-    fn context(&self, batch: &Batch, device: &Device) -> DecoderContext;
+    fn context(&self, batch: &Batch, device: &Device) -> DecoderContext {
+        self.columns_context(&batch.columns(), device)
+    }
+
+    /// Projected features of all images of a batch; none if it has no image.
+    ///
+    /// # Shapes
+    /// `[tiles, features, hidden_size]`
+    fn features(&self, batch: &Batch, device: &Device) -> Option<Tensor<3>> {
+        batch.pixels(device).map(|pixels| self.project(self.vision(pixels)))
+    }
+
+    /// Decoder input: token embeddings with `features` at the image positions.
+    ///
+    /// # Shapes
+    /// `[rows, length, hidden_size]`
+    fn embed(&self, batch: &Batch, features: Option<Tensor<3>>, device: &Device) -> Tensor<3> {
+        let tokens = self.embed_tokens(batch.input_ids(device));
+        let Some(features) = features else { return tokens };
+        let [tiles, count, hidden] = features.dims();
+        assert_eq!(tiles * count, batch.feature_index.len(), "every feature has a position: the processor counts them");
+        let cells = batch.rows * batch.length;
+        let mut source: Vec<i32> = (0..cells as i32).collect();
+        for (feature, cell) in batch.feature_index.iter().enumerate() {
+            source[*cell as usize] = (cells + feature) as i32;
+        }
+        let tokens = tokens.reshape([cells, hidden]);
+        let features = cast(features.reshape([tiles * count, hidden]), tokens.dtype());
+        let source = Tensor::<1, Int>::from_data(TensorData::new(source, [cells]), device);
+        Tensor::cat(vec![tokens, features], 0).select(0, source).reshape([batch.rows, batch.length, hidden])
+    }
 
     /// Number of decoder layers.
     fn num_layers(&self) -> usize;

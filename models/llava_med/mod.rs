@@ -1,3 +1,165 @@
-//! LLaVA-Med v1.5.
+//! LLaVA-Med v1.5 (arXiv 2306.00890; github.com/microsoft/LLaVA-Med): CLIP ViT-L/14-336, a two-layer projector, and
+//! Mistral-7B, whose token embeddings the projected patches are spliced into.
 
+use burn::{
+    module::Module,
+    nn::{Embedding, Linear},
+    tensor::{Device, Int, Tensor},
+};
+
+use crate::{
+    error::{Error, Kind, Result},
+    nn::{
+        attention::Columns,
+        decoder::{DecoderContext, DecoderLayer, LayerCache},
+        linear::{linear_forward, linear_module},
+        norm::RmsNorm,
+        parameter,
+        projector::{ProjectorLayer, mlp_gelu, project},
+        rope::inverse_frequencies,
+        vit::ClipVisionTransformer,
+    },
+    vlm::{Tower, Vlm},
+};
+
+pub mod config;
 pub mod processor;
+pub mod weights;
+
+pub use config::LlavaMedConfig;
+
+const TOWERS: &[Tower] = &[
+    Tower { name: "vision", prefix: "model.vision_tower." },
+    Tower { name: "projector", prefix: "model.mm_projector." },
+    Tower { name: "language", prefix: "" },
+];
+
+/// `CLIPVisionModel`.
+#[derive(Module, Debug)]
+pub struct ClipVisionModel {
+    /// Its only member.
+    pub vision_model: ClipVisionTransformer,
+}
+
+/// LLaVA's wrapper of the vision tower.
+#[derive(Module, Debug)]
+pub struct ClipVisionTower {
+    /// Its only member.
+    pub vision_tower: ClipVisionModel,
+}
+
+/// `LlavaMistralModel`: everything below the head.
+#[derive(Module, Debug)]
+pub struct LlavaMistralModel {
+    /// Token embeddings.
+    pub embed_tokens: Embedding,
+    /// Decoder layers.
+    pub layers: Vec<DecoderLayer>,
+    /// Final norm.
+    pub norm: RmsNorm,
+    /// Projector.
+    pub mm_projector: Vec<ProjectorLayer>,
+    /// Vision tower.
+    pub vision_tower: ClipVisionTower,
+}
+
+/// `LlavaMistralForCausalLM`. Paths of parameters are the checkpoint's names.
+#[derive(Module, Debug)]
+pub struct LlavaMed {
+    /// Everything below the head.
+    pub model: LlavaMistralModel,
+    /// States to logits.
+    pub lm_head: Linear,
+    #[module(skip)]
+    config: LlavaMedConfig,
+    /// Vision blocks that features pass through.
+    vision_layers: usize,
+}
+
+impl LlavaMed {
+    /// A model without weights; takes no memory until it is loaded or run.
+    ///
+    /// # Errors
+    /// No `vision_config`, or a feature layer outside the tower.
+    pub fn new(config: &LlavaMedConfig, device: &Device) -> Result<Self> {
+        let vision = config.vision_config.as_ref().ok_or_else(|| {
+            Error::new(Kind::Checkpoint, "the shape of the vision tower is unknown")
+                .expected("vision_config in config.json, or a folder with the tower's config.json")
+                .help("give the CLIP folder as `model.vision_tower`")
+        })?;
+        let depth = config.projector_depth().ok_or_else(|| {
+            Error::new(Kind::Checkpoint, "unknown mm_projector_type").found(&config.mm_projector_type)
+        })?;
+        let shape = config.decoder_shape();
+        Ok(Self {
+            model: LlavaMistralModel {
+                embed_tokens: Embedding { weight: parameter([config.vocab_size, config.hidden_size], 0.0, device) },
+                layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(&shape, device)).collect(),
+                norm: RmsNorm::new(config.hidden_size, config.rms_norm_eps, device),
+                mm_projector: mlp_gelu(vision.hidden_size, config.hidden_size, depth, device),
+                vision_tower: ClipVisionTower {
+                    vision_tower: ClipVisionModel { vision_model: ClipVisionTransformer::new(vision, device) },
+                },
+            },
+            lm_head: linear_module(config.hidden_size, config.vocab_size, false, device),
+            vision_layers: config.vision_layers(vision)?,
+            config: config.clone(),
+        })
+    }
+
+    /// What the model was built from.
+    #[must_use]
+    pub fn config(&self) -> &LlavaMedConfig {
+        &self.config
+    }
+
+    /// The vision transformer.
+    #[must_use]
+    pub fn vision_model(&self) -> &ClipVisionTransformer {
+        &self.model.vision_tower.vision_tower.vision_model
+    }
+}
+
+impl Vlm for LlavaMed {
+    fn towers(&self) -> &'static [Tower] {
+        TOWERS
+    }
+
+    fn vision(&self, pixels: Tensor<4>) -> Tensor<3> {
+        let states = self.vision_model().forward(pixels, self.vision_layers);
+        if self.config.mm_vision_select_feature == "cls_patch" {
+            return states;
+        }
+        let length = states.dims()[1];
+        states.narrow(1, 1, length - 1)
+    }
+
+    fn project(&self, features: Tensor<3>) -> Tensor<3> {
+        project(&self.model.mm_projector, features)
+    }
+
+    fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
+        self.model.embed_tokens.forward(input_ids)
+    }
+
+    fn columns_context(&self, columns: &Columns, device: &Device) -> DecoderContext {
+        let frequencies = inverse_frequencies(self.config.head_dim(), self.config.rope_theta);
+        DecoderContext::causal(columns, &frequencies, self.config.sliding_window, device)
+    }
+
+    fn num_layers(&self) -> usize {
+        self.model.layers.len()
+    }
+
+    fn layer(&self, index: usize, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
+        self.model.layers[index].forward(x, context, cache)
+    }
+
+    fn final_norm(&self, x: Tensor<3>) -> Tensor<3> {
+        self.model.norm.forward(x)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        linear_forward(&self.lm_head, hidden)
+    }
+}

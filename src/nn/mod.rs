@@ -1,3 +1,36 @@
-//! Blocks that models share.
+//! Blocks that models share. Field names are those of the Hugging Face modules they read weights from.
 
+pub mod attention;
 pub mod decoder;
+pub mod linear;
+pub mod norm;
+pub mod projector;
+pub mod rope;
+pub mod visit;
+pub mod vit;
+
+use burn::{
+    module::{Param, ParamId},
+    tensor::{DType, Device, FloatDType, Shape, Tensor},
+};
+
+/// A parameter that takes no memory until it is loaded, initialised or read; read unloaded, it is `fill` everywhere.
+#[must_use]
+pub fn parameter<const D: usize>(shape: [usize; D], fill: f32, device: &Device) -> Param<Tensor<D>> {
+    Param::uninitialized(
+        ParamId::new(),
+        move |device, require_grad| {
+            let tensor = Tensor::full(shape, fill, (device, DType::F32));
+            if require_grad { tensor.require_grad() } else { tensor }
+        },
+        device.clone(),
+        true,
+        Shape::from(shape),
+    )
+}
+
+/// `x` as `dtype`, without a pass over it when it already is.
+#[must_use]
+pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }
+}

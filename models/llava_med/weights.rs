@@ -1,0 +1,1 @@
+//! Checkpoint directories of LLaVA-Med: loading, random initialisation, saving.

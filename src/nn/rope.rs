@@ -1,0 +1,56 @@
+//! Rotary position embedding in Hugging Face's half-split layout: element `i` is paired with `i + head_dim / 2`.
+
+use burn::tensor::{Device, Tensor, TensorData, s};
+
+use super::cast;
+
+/// Cosines and sines of a batch, f32.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    /// `[rows or 1, length, 1, head_dim / 2]`
+    pub cos: Tensor<4>,
+    /// `[rows or 1, length, 1, head_dim / 2]`
+    pub sin: Tensor<4>,
+}
+
+/// Inverse frequencies `theta^(-2i / head_dim)`, rounded to f32 at each step as PyTorch does.
+#[must_use]
+pub fn inverse_frequencies(head_dim: usize, theta: f64) -> Vec<f32> {
+    (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect()
+}
+
+impl Rope {
+    /// Tables for `positions` (`[rows, length]`, row-major).
+    ///
+    /// One row is kept when all rows are equal, so that it broadcasts.
+    #[must_use]
+    pub fn new(positions: &[i32], length: usize, inverse_frequencies: &[f32], device: &Device) -> Self {
+        let mut rows = positions.len().checked_div(length).unwrap_or(1);
+        if positions.chunks(length.max(1)).all(|r| r == &positions[..length]) {
+            rows = 1;
+        }
+        let angles = positions[..rows * length]
+            .iter()
+            .flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f))
+            .collect::<Vec<_>>();
+        let table = |f: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|a| f(*a)).collect();
+            Tensor::from_data(TensorData::new(values, [rows, length, 1, inverse_frequencies.len()]), device)
+        };
+        Self { cos: table(f32::cos), sin: table(f32::sin) }
+    }
+
+    /// Rotates every head.
+    ///
+    /// # Shapes
+    /// `[rows, length, heads, head_dim]` -> same
+    #[must_use]
+    pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
+        let half = x.dims()[3] / 2;
+        let (cos, sin) = (cast(self.cos.clone(), x.dtype()), cast(self.sin.clone(), x.dtype()));
+        let (low, high) = (x.clone().slice(s![.., .., .., ..half]), x.slice(s![.., .., .., half..]));
+        let rotated_low = low.clone() * cos.clone() - high.clone() * sin.clone();
+        let rotated_high = high * cos + low * sin;
+        Tensor::cat(vec![rotated_low, rotated_high], 3)
+    }
+}
