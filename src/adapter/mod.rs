@@ -3,6 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub mod inject;
+pub mod lora;
+pub mod target;
+
 /// `[adapter]` of a recipe. Names and defaults as in PEFT's `LoraConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -13,20 +17,32 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// Share of inputs of the update that is zeroed in training.
     pub lora_dropout: f64,
-    /// Module names, globs (`language.**.q_proj`), regular expressions (`re:...`), or `all-linear`.
+    /// Linear modules that get an update: names as in PEFT (`q_proj`), globs (`model.layers.*.mlp.*`), regular
+    /// expressions of the whole name (`re:...`), or `all-linear` (all but `lm_head`). A tower in front keeps to that
+    /// tower: `language:q_proj`. Only towers that `[train]` sets to `lora` take part.
     pub target_modules: Vec<String>,
-    /// Modules that are trained and saved in full, for example `mm_projector`.
-    pub modules_to_save: Vec<String>,
 }
 
 impl Default for AdapterConfig {
     fn default() -> Self {
-        Self {
-            r: 8,
-            lora_alpha: 16.0,
-            lora_dropout: 0.0,
-            target_modules: vec!["all-linear".into()],
-            modules_to_save: Vec::new(),
+        Self { r: 8, lora_alpha: 16.0, lora_dropout: 0.0, target_modules: vec!["all-linear".into()] }
+    }
+}
+
+impl AdapterConfig {
+    /// Everything that is wrong with the values, in words.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.r == 0 {
+            problems.push("adapter.r must be at least 1".to_string());
         }
+        if !self.lora_alpha.is_finite() || self.lora_alpha <= 0.0 {
+            problems.push("adapter.lora_alpha must be above 0".to_string());
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            problems.push("adapter.lora_dropout must be at least 0 and below 1".to_string());
+        }
+        problems
     }
 }

@@ -1,0 +1,109 @@
+//! Hangs updates on a built model and freezes everything that is not trained.
+
+use std::collections::HashMap;
+
+use burn::{
+    module::{Module, ModuleMapper, Param, ParamId, Reparameterizer},
+    tensor::{Device, Tensor},
+};
+
+use super::{
+    AdapterConfig,
+    lora::{Dropout, DropoutClock, Lora, LoraSpec},
+    target::{Coverage, ModulePath, linears, select, tower_of},
+};
+use crate::{
+    error::Result,
+    train::{TowerMode, TrainConfig},
+    vlm::{Tower, Vlm},
+};
+
+/// Attaches updates to the modules of `coverage`; all other parameters keep their state. The updates share one clock.
+#[must_use]
+pub fn attach<M: Module>(model: M, coverage: &Coverage, config: &AdapterConfig, seed: u64) -> (M, DropoutClock) {
+    let clock = DropoutClock::default();
+    let specs = coverage
+        .modules
+        .iter()
+        .map(|m| {
+            let dropout = Dropout { rate: config.lora_dropout, seed, module: m.name.clone(), clock: clock.clone() };
+            (m.id, LoraSpec { r: config.r, scale: config.lora_alpha / config.r as f64, dropout })
+        })
+        .collect();
+    (model.apply_reparameterization(Attach { specs }), clock)
+}
+
+struct Attach {
+    specs: HashMap<ParamId, LoraSpec>,
+}
+
+impl Reparameterizer for Attach {
+    type Reparam = Lora;
+
+    fn reparameterize<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<Lora>) {
+        let lora = self.specs.remove(&param.id).map(|spec| {
+            let shape = param.lazy_shape();
+            Lora::init(&spec, shape[0], shape[1], &param.lazy_device())
+        });
+        (param, lora)
+    }
+}
+
+/// A model ready for training.
+#[derive(Debug)]
+pub struct Prepared<M> {
+    /// On the autodiff device; only what is trained tracks gradients.
+    pub model: M,
+    /// What the target patterns matched.
+    pub coverage: Coverage,
+    /// Decides which dropout masks the next forward pass uses.
+    pub clock: DropoutClock,
+}
+
+/// Freezes, adapts or opens each tower of `model` as `train` says, on `device` with autodiff.
+///
+/// # Errors
+/// A target pattern cannot be understood or matches nothing.
+pub fn prepare<M: Module + Vlm>(
+    model: M,
+    train: &TrainConfig,
+    adapter: &AdapterConfig,
+    seed: u64,
+    device: &Device,
+) -> Result<Prepared<M>> {
+    let towers = model.towers();
+    let modules = linears(&model, towers);
+    let has_lora = towers.iter().any(|t| train.mode(t.name) == TowerMode::Lora);
+    let patterns: &[String] = if has_lora { &adapter.target_modules } else { &[] };
+    let coverage = select(patterns, &modules, |tower| train.mode(tower) == TowerMode::Lora)?;
+    let _ = device;
+    let model = model.train();
+    let model = model.map(&mut OpenTowers { path: ModulePath::default(), towers, train });
+    let (model, clock) = attach(model, &coverage, adapter, seed);
+    Ok(Prepared { model, coverage, clock })
+}
+
+struct OpenTowers<'a> {
+    path: ModulePath,
+    towers: &'static [Tower],
+    train: &'a TrainConfig,
+}
+
+impl ModuleMapper for OpenTowers<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let tower = tower_of(self.towers, &self.path.name());
+        param.set_require_grad(self.train.mode(tower) == TowerMode::Full)
+    }
+}
