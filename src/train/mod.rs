@@ -1,6 +1,11 @@
 //! The one training loop, for every model.
 
+pub mod clip;
 pub mod config;
+pub mod loss;
+pub mod optimizer;
+pub mod params;
 pub mod schedule;
+pub mod step;
 
 pub use config::{LossReduction, Recompute, SchedulerType, TowerMode, TrainConfig};
