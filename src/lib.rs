@@ -26,6 +26,7 @@ pub mod run_dir;
 pub mod sample;
 pub mod source;
 pub mod stage;
+pub mod statistics;
 pub mod text;
 pub mod train;
 pub mod vlm;
