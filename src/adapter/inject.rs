@@ -4,16 +4,17 @@ use std::collections::HashMap;
 
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId, Reparameterizer},
-    tensor::{Device, Tensor},
+    tensor::Tensor,
 };
 
 use super::{
     AdapterConfig,
     lora::{Dropout, DropoutClock, Lora, LoraSpec},
-    target::{Coverage, ModulePath, linears, select, tower_of},
+    target::{Coverage, linears, select, tower_of},
 };
 use crate::{
     error::Result,
+    nn::visit::PathStack,
     train::{TowerMode, TrainConfig},
     vlm::{Tower, Vlm},
 };
@@ -64,7 +65,7 @@ pub struct Prepared<M> {
     pub clock: DropoutClock,
 }
 
-/// Freezes, adapts or opens each tower of `model` as `train` says, on `device` with autodiff.
+/// Freezes, adapts or opens each tower of `model`, which is without autodiff, as `train` says.
 ///
 /// # Errors
 /// A target pattern cannot be understood or matches nothing.
@@ -73,22 +74,20 @@ pub fn prepare<M: Module + Vlm>(
     train: &TrainConfig,
     adapter: &AdapterConfig,
     seed: u64,
-    device: &Device,
 ) -> Result<Prepared<M>> {
     let towers = model.towers();
     let modules = linears(&model, towers);
     let has_lora = towers.iter().any(|t| train.mode(t.name) == TowerMode::Lora);
     let patterns: &[String] = if has_lora { &adapter.target_modules } else { &[] };
     let coverage = select(patterns, &modules, |tower| train.mode(tower) == TowerMode::Lora)?;
-    let _ = device;
     let model = model.train();
-    let model = model.map(&mut OpenTowers { path: ModulePath::default(), towers, train });
+    let model = model.map(&mut OpenTowers { path: PathStack::default(), towers, train });
     let (model, clock) = attach(model, &coverage, adapter, seed);
     Ok(Prepared { model, coverage, clock })
 }
 
 struct OpenTowers<'a> {
-    path: ModulePath,
+    path: PathStack,
     towers: &'static [Tower],
     train: &'a TrainConfig,
 }

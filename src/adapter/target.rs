@@ -2,15 +2,13 @@
 
 use std::fmt;
 
-use burn::{
-    module::{Module, ModuleVisitor, Param, ParamId},
-    tensor::Tensor,
-};
+use burn::module::{Module, ParamId};
 use globset::{GlobBuilder, GlobMatcher};
 use regex::Regex;
 
 use crate::{
     error::{Error, Kind, Result},
+    nn::visit::named_params,
     vlm::Tower,
 };
 
@@ -38,73 +36,16 @@ pub fn tower_of(towers: &'static [Tower], path: &str) -> &'static str {
 /// Lists every `Linear` of a model, in module order.
 #[must_use]
 pub fn linears<M: Module>(model: &M, towers: &'static [Tower]) -> Vec<LinearModule> {
-    let mut visitor = Linears { path: ModulePath::default(), towers, found: Vec::new() };
-    model.visit(&mut visitor);
-    visitor.found
-}
-
-struct Linears {
-    path: ModulePath,
-    towers: &'static [Tower],
-    found: Vec<LinearModule>,
-}
-
-impl ModuleVisitor for Linears {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let (2, Some(name)) = (D, self.path.linear_weight()) {
-            let shape = param.lazy_shape();
-            self.found.push(LinearModule {
-                tower: tower_of(self.towers, &name),
-                name,
-                d_in: shape[0],
-                d_out: shape[1],
-                id: param.id,
-            });
-        }
-    }
-}
-
-/// Where a traversal of a module is. Enum variants (the model family) take no part in names.
-#[derive(Debug, Default)]
-pub struct ModulePath(Vec<(String, String)>);
-
-impl ModulePath {
-    /// A field, element or variant begins.
-    pub fn enter(&mut self, name: &str, container: &str) {
-        self.0.push((name.to_string(), container.to_string()));
-    }
-
-    /// It ends.
-    pub fn exit(&mut self) {
-        self.0.pop();
-    }
-
-    /// Name of the parameter here, as in a checkpoint.
-    #[must_use]
-    pub fn name(&self) -> String {
-        self.names(self.0.len())
-    }
-
-    /// Name of the `Linear` whose weight is here.
-    #[must_use]
-    pub fn linear_weight(&self) -> Option<String> {
-        let (field, container) = self.0.last()?;
-        (field == "weight" && container == "Struct:Linear").then(|| self.names(self.0.len() - 1))
-    }
-
-    fn names(&self, depth: usize) -> String {
-        let parts: Vec<&str> =
-            self.0[..depth].iter().filter(|(_, c)| !c.starts_with("Enum:")).map(|(n, _)| n.as_str()).collect();
-        parts.join(".")
-    }
+    let weights = named_params(model).into_iter().filter(|p| p.linear_weight);
+    weights
+        .map(|p| LinearModule {
+            tower: tower_of(towers, &p.name),
+            d_in: p.shape[0],
+            d_out: p.shape[1],
+            id: p.id,
+            name: p.name.trim_end_matches(".weight").to_string(),
+        })
+        .collect()
 }
 
 enum Matcher {

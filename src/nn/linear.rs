@@ -6,6 +6,7 @@ use burn::{
 };
 
 use super::parameter;
+use crate::adapter::lora::Lora;
 
 /// A `Linear` without memory until its weights are loaded. The weight is `[d_input, d_output]`.
 #[must_use]
@@ -16,11 +17,15 @@ pub fn linear_module(d_input: usize, d_output: usize, bias: bool, device: &Devic
     }
 }
 
-/// `x W + b`. Every `Linear` of every model runs through here, so that an adapter on its weight takes effect everywhere.
+/// `x W + b`, plus the branch of a low-rank update if one hangs on the weight. Every `Linear` of every model runs through here, so that an adapter on its weight takes effect everywhere.
 ///
 /// # Shapes
 /// `[.., d_input]` -> `[.., d_output]`
 #[must_use]
 pub fn linear_forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
-    linear(x, layer.weight.base(), layer.bias.as_ref().map(|b| b.val()))
+    let bias = layer.bias.as_ref().map(|b| b.val());
+    match layer.weight.reparameterization::<Lora>() {
+        None => linear(x, layer.weight.base(), bias),
+        Some(lora) => linear(x.clone(), layer.weight.base(), bias) + lora.branch(x),
+    }
 }

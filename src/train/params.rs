@@ -7,10 +7,7 @@ use burn::{
     tensor::{Gradients, Tensor},
 };
 
-use crate::{
-    adapter::target::{ModulePath, tower_of},
-    vlm::Tower,
-};
+use crate::{adapter::target::tower_of, nn::visit::named_params, vlm::Tower};
 
 /// One trained tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,41 +43,20 @@ impl Trained {
 /// Lists what `model` trains.
 #[must_use]
 pub fn trained<M: Module>(model: &M, towers: &'static [Tower]) -> Vec<Trained> {
-    let mut visitor = Collect { path: ModulePath::default(), towers, found: Vec::new() };
-    model.visit(&mut visitor);
-    visitor.found
-}
-
-struct Collect {
-    path: ModulePath,
-    towers: &'static [Tower],
-    found: Vec<Trained>,
-}
-
-impl ModuleVisitor for Collect {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.exit();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if !param.is_require_grad() {
-            return;
-        }
-        let path = self.path.name();
-        let (name, lora) = lora_name(&path);
-        self.found.push(Trained {
-            shape: param.lazy_shape().to_vec(),
-            transposed: lora || self.path.linear_weight().is_some(),
-            lora,
-            tower: tower_of(self.towers, &path),
-            id: param.id,
-            name,
-        });
-    }
+    let params = named_params(model).into_iter().filter(|p| p.require_grad);
+    params
+        .map(|p| {
+            let (name, lora) = lora_name(&p.name);
+            Trained {
+                tower: tower_of(towers, &p.name),
+                transposed: lora || p.linear_weight,
+                shape: p.shape,
+                id: p.id,
+                name,
+                lora,
+            }
+        })
+        .collect()
 }
 
 /// PEFT's name of a parameter path of this program, and whether it is part of an update.
