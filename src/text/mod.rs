@@ -1,3 +1,4 @@
 //! Tokenizers, chat templates, label masks.
 
 pub mod merge;
+pub mod sentencepiece;
