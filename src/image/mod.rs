@@ -2,6 +2,13 @@
 //!
 //! Everything here gives the bytes that Pillow gives, because the models were trained on those.
 
+mod decode;
+mod jpeg;
+pub mod pad;
+pub mod resize;
+
+pub use decode::{MAX_PIXELS, Probe, decode, open, probe};
+
 /// An image in memory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Rgb8 {
