@@ -14,6 +14,7 @@ pub mod generate;
 pub mod image;
 pub mod judge;
 pub mod loader;
+pub mod manifest;
 pub mod metric;
 pub mod nn;
 pub mod plan;

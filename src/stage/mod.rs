@@ -82,6 +82,7 @@ impl Summary {
 ///
 /// Before a stage starts on other inputs than last time, the files it `writes` and its `scratch` are removed. When they
 /// are there at its start, an earlier attempt on the same inputs was interrupted, and the stage continues from them.
+#[derive(Debug)]
 pub struct Stage {
     /// Verb on the command line.
     pub name: &'static str,
