@@ -2,5 +2,7 @@
 
 use crate::source::Source;
 
+pub mod phantom;
+
 /// All readers.
 pub const DATASETS: &[&dyn Source] = &[];

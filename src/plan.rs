@@ -13,7 +13,7 @@ use crate::{
     generate::GenerateConfig,
     judge::JudgeConfig,
     models::ModelConfig,
-    qc::QcConfig,
+    qc::QcConfig, recipe::ConstructConfig,
     recipe::Recipe,
     recipes::RECIPES,
     source::DataConfig,
@@ -31,6 +31,8 @@ pub struct Plan {
     pub seed: u64,
     /// Which samples.
     pub data: DataConfig,
+    /// How instruction pairs are made from images.
+    pub construct: ConstructConfig,
     /// Which rows are kept.
     pub qc: QcConfig,
     /// Which model.
@@ -53,6 +55,7 @@ impl Default for Plan {
             recipe: "phantom".into(),
             seed: 42,
             data: DataConfig::default(),
+            construct: ConstructConfig::default(),
             qc: QcConfig::default(),
             model: ModelConfig::default(),
             adapter: AdapterConfig::default(),

@@ -23,6 +23,37 @@ pub struct DataConfig {
     pub test_fraction: f64,
     /// Share of images that go to the validation split when the source marks none, 0 to 1.
     pub validation_fraction: f64,
+    /// Who says which split a row belongs to.
+    pub split: SplitPolicy,
+    /// Settings of the source `phantom`.
+    pub phantom: PhantomConfig,
+}
+
+/// Who says which split a row belongs to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitPolicy {
+    /// This program, by image: rows of one image never part.
+    #[default]
+    ByImage,
+    /// The data set's own marks (`meta.marked_split`), whether or not they share images.
+    Marked,
+}
+
+/// `[data.phantom]` of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PhantomConfig {
+    /// Side of the square images in pixels, 48 to 512.
+    pub image_size: u32,
+    /// Share of images without any finding, 0 to 1.
+    pub normal_share: f64,
+}
+
+impl Default for PhantomConfig {
+    fn default() -> Self {
+        Self { image_size: 64, normal_share: 0.15 }
+    }
 }
 
 impl Default for DataConfig {
@@ -34,6 +65,8 @@ impl Default for DataConfig {
             images: 0,
             test_fraction: 0.2,
             validation_fraction: 0.05,
+            split: SplitPolicy::ByImage,
+            phantom: PhantomConfig::default(),
         }
     }
 }
