@@ -159,9 +159,7 @@ fn meaning_stance(subject: Subject, value: Option<super::truth::Meaning>, readin
         }
     }
     let absent = match subject {
-        Subject::Finding(kind) => {
-            reading.assertions.contains(&Assertion::Presence { kind, holds: false })
-        }
+        Subject::Finding(kind) => reading.assertions.contains(&Assertion::Presence { kind, holds: false }),
         Subject::Modality(value) => reading.assertions.contains(&Assertion::Modality { value, holds: false }),
     };
     if value.is_none() && same {
@@ -187,9 +185,9 @@ fn responds(truth: &Truth, claim: &Claim, check: &Check) -> bool {
         }
         Claim::Attribute { kind, name, value: None } if truth.find(kind).is_some() => {
             check.stance == Stance::Affirms
-                && says(&|a| {
-                    matches!(*a, Assertion::Attribute { kind: k, attr, holds: true } if k == kind && attr.name() == name)
-                })
+                && says(
+                    &|a| matches!(*a, Assertion::Attribute { kind: k, attr, holds: true } if k == kind && attr.name() == name),
+                )
         }
         _ => truth.premise_holds(claim).is_some_and(|holds| check.stance == wanted(holds)),
     }

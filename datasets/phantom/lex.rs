@@ -203,7 +203,10 @@ fn add_grammar(add: &mut impl FnMut(&[&'static str], Item)) {
     for words in ["not true that", "not the case that", "not correct that", "not right that", "incorrect that"] {
         add(&[words], Item::NotThat);
     }
-    add(&["wrong that", "false that", "wrong to say", "incorrect to say", "disagree that", "doubt that"], Item::NotThat);
+    add(
+        &["wrong that", "false that", "wrong to say", "incorrect to say", "disagree that", "doubt that"],
+        Item::NotThat,
+    );
     add(&["but", "however", "instead", "while", "although", "though", "because", "except", "yet"], Item::Break);
     add(&["and the", "and there", "and it", "and a", "and an", "and this", "and two", "and three"], Item::Break);
     add(&[", the", ", there", ", it", ", a", ", an", ", this", ", they", ", only", ", which", ", i"], Item::Break);

@@ -291,10 +291,9 @@ impl<'a> Sentence<'a> {
             return;
         }
         if !fine {
-            let whole = organ.enlarged().map_or(Assertion::Normal { holds: false }, |kind| Assertion::Presence {
-                kind,
-                holds: true,
-            });
+            let whole = organ
+                .enlarged()
+                .map_or(Assertion::Normal { holds: false }, |kind| Assertion::Presence { kind, holds: true });
             self.out.push(whole);
             return;
         }

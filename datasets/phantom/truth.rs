@@ -31,8 +31,7 @@ impl Modality {
     /// The modalities that are drawn.
     pub const DRAWN: [Self; 3] = [Self::ChestFilm, Self::AbdomenCt, Self::Microscopy];
     /// All modalities that can be claimed.
-    pub const ALL: [Self; 5] =
-        [Self::ChestFilm, Self::AbdomenCt, Self::Microscopy, Self::BrainMri, Self::Ultrasound];
+    pub const ALL: [Self; 5] = [Self::ChestFilm, Self::AbdomenCt, Self::Microscopy, Self::BrainMri, Self::Ultrasound];
 }
 
 /// A finding or device that an image of its modality may show.
