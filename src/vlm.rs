@@ -231,28 +231,6 @@ impl Batch {
     }
 }
 
-/// Puts image features into the places of a batch of token embeddings. Differentiable in both.
-///
-/// # Shapes
-/// `tokens` `[rows, length, hidden_size]`, `features` `[tiles, features, hidden_size]` with as many rows in all as
-/// `feature_index` (flat indices, row * length + position) has entries; the result is like `tokens`.
-#[must_use]
-pub fn splice(tokens: Tensor<3>, features: Option<Tensor<3>>, feature_index: &[i32]) -> Tensor<3> {
-    let Some(features) = features.filter(|_| !feature_index.is_empty()) else { return tokens };
-    let [rows, length, hidden] = tokens.dims();
-    let device = tokens.device().without_autodiff();
-    let cells = rows * length;
-    let features = features.reshape([feature_index.len(), hidden]);
-    // One gather from "all tokens, then all features" leaves every value untouched.
-    let mut source: Vec<i32> = (0..cells as i32).collect();
-    for (k, at) in feature_index.iter().enumerate() {
-        source[*at as usize] = (cells + k) as i32;
-    }
-    let source = Tensor::<1, Int>::from_data(TensorData::new(source, [cells]), &device);
-    let all = Tensor::cat(vec![tokens.reshape([cells, hidden]), features], 0);
-    all.select(0, source).reshape([rows, length, hidden])
-}
-
 /// A vision-language model, in the pieces that training and generation drive.
 ///
 /// No method decides about gradients: a caller that wants none passes the model through `valid()` and tensors without

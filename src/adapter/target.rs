@@ -27,10 +27,10 @@ pub struct LinearModule {
     pub id: ParamId,
 }
 
-/// Name of the tower that a parameter path belongs to: the longest matching prefix, `language` if none matches.
+/// Name of the tower that a parameter belongs to; `language` if no prefix fits.
 #[must_use]
-pub fn tower_of(towers: &'static [Tower], path: &str) -> &'static str {
-    towers.iter().filter(|t| path.starts_with(t.prefix)).max_by_key(|t| t.prefix.len()).map_or("language", |t| t.name)
+pub fn tower_of(towers: &'static [Tower], parameter: &str) -> &'static str {
+    Tower::of(towers, parameter).map_or("language", |t| t.name)
 }
 
 /// Lists every `Linear` of a model, in module order.

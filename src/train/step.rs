@@ -13,7 +13,7 @@ use super::{
     loss::{self, Loss, Targets},
     params::GradientSum,
 };
-use crate::vlm::{Batch, Vlm, splice};
+use crate::vlm::{Batch, Vlm};
 
 /// What the vision tower gets, or has already made.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ pub fn inputs<M: Vlm>(model: &M, batch: &Batch, vision: &Vision, device: &Device
         Vision::Features(f) => Some(model.project(f.clone())),
         Vision::Pixels(p) => Some(model.project(model.vision(p.clone()))),
     };
-    splice(model.embed_tokens(batch.input_ids(device)), features, &batch.feature_index)
+    model.embed(batch, features, device)
 }
 
 /// Loss of a batch without gradients; `model` must be without autodiff.
@@ -160,4 +160,200 @@ pub fn activation_bytes(batch: &Batch, layers: usize, hidden_size: usize) -> usi
     let cells = batch.rows * batch.length;
     let attention = batch.rows * batch.length * batch.length * hidden_size.div_ceil(64) * 5;
     4 * layers * (40 * cells * hidden_size + attention)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use rand::Rng;
+
+    use super::*;
+    use crate::{
+        adapter::{AdapterConfig, inject::prepare},
+        models::{
+            AnyVlm,
+            llava_med::{LlavaMed, LlavaMedConfig},
+        },
+        nn::vit::ClipVisionConfig,
+        random,
+        train::{TowerMode, TrainConfig, params},
+        vlm::{Encoded, ImageSpan, PaddingSide, Pixels},
+    };
+
+    /// A model small enough for exhaustive comparisons, with seeded random weights.
+    fn model() -> AnyVlm {
+        let config = LlavaMedConfig {
+            vocab_size: 40,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 3,
+            num_attention_heads: 4,
+            num_key_value_heads: Some(2),
+            vision_config: Some(ClipVisionConfig {
+                hidden_size: 8,
+                intermediate_size: 12,
+                num_hidden_layers: 3,
+                num_attention_heads: 2,
+                image_size: 8,
+                patch_size: 4,
+                ..ClipVisionConfig::default()
+            }),
+            ..LlavaMedConfig::tiny()
+        };
+        let model = AnyVlm::LlavaMed(LlavaMed::new(&config, &Device::flex()).unwrap());
+        let mut index = 0;
+        params::update(model.train(), |_, t| {
+            index += 1;
+            random_like(t, index, 0.3)
+        })
+        .valid()
+    }
+
+    fn random_like(t: Tensor<1>, index: u64, scale: f32) -> Tensor<1> {
+        let mut draws = random::stream(1, "test weights", index);
+        let n = t.shape().num_elements();
+        let values: Vec<f32> =
+            (0..n).map(|_| (draws.next_u32() as f32 / u32::MAX as f32 - 0.5) * 2.0 * scale).collect();
+        Tensor::from_data(TensorData::new(values, [n]), &t.device())
+    }
+
+    fn rows() -> Vec<Encoded> {
+        let row = |id: usize, text: usize, image: bool| {
+            let patches = if image { 4 } else { 0 };
+            let n = text + patches;
+            Encoded {
+                id: format!("row-{id}"),
+                input_ids: (0..n).map(|i| ((i * 7 + id * 3) % 40) as i32).collect(),
+                labels: (0..n).map(|i| if i > patches + 2 { ((i * 5 + id) % 40) as i32 } else { -100 }).collect(),
+                spans: if image { vec![ImageSpan { start: 1, len: 4 }] } else { vec![] },
+                pixels: if image {
+                    let data = (0..192).map(|i| ((i * (id + 2)) as f32 * 0.37).sin()).collect();
+                    vec![Pixels { data, shape: [3, 8, 8] }]
+                } else {
+                    vec![]
+                },
+            }
+        };
+        vec![row(0, 9, true), row(1, 6, false), row(2, 12, true), row(3, 7, true)]
+    }
+
+    fn batch(rows: &[Encoded]) -> Batch {
+        Batch::collate(rows, 0, PaddingSide::Right, 4)
+    }
+
+    fn towers(vision: TowerMode, projector: TowerMode, language: TowerMode) -> TrainConfig {
+        TrainConfig { vision, projector, language, ..TrainConfig::default() }
+    }
+
+    /// The tiny model, prepared; its updates get random B so that they matter.
+    fn prepared(config: &TrainConfig) -> AnyVlm {
+        let adapter = AdapterConfig { r: 2, lora_dropout: 0.0, ..AdapterConfig::default() };
+        let prepared = prepare(model(), config, &adapter, 3).unwrap();
+        let names = params::trained(&prepared.model, prepared.model.towers());
+        params::update(prepared.model, |i, t| if names[i].lora { random_like(t, 1000 + i as u64, 0.2) } else { t })
+    }
+
+    fn gradients(model: &AnyVlm, config: &TrainConfig, batches: &[Batch], recompute: bool) -> Vec<(String, Vec<f32>)> {
+        let device = Device::flex();
+        let mut sum = GradientSum::new(model);
+        let plain = model.valid();
+        for batch in batches {
+            let vision = match batch.pixels(&device) {
+                None => Vision::None,
+                Some(p) if config.vision == TowerMode::Frozen => Vision::Features(plain.vision(p)),
+                Some(p) => Vision::Pixels(p),
+            };
+            let loss = backward(model, batch, &vision, 0.1, recompute, &device, &mut sum);
+            let plain_loss = evaluate(&plain, batch, &vision, &device);
+            assert!((loss.sum() - plain_loss.sum()).abs() < 1e-4, "{} {}", loss.sum(), plain_loss.sum());
+        }
+        let names = params::trained(model, model.towers());
+        let flat = |g: Option<Tensor<1>>| g.map_or(vec![], |g| g.into_data().try_to_vec().unwrap());
+        names.into_iter().map(|t| t.name).zip(sum.sums.into_iter().map(flat)).collect()
+    }
+
+    #[track_caller]
+    fn assert_close(a: &[(String, Vec<f32>)], b: &[(String, Vec<f32>)]) {
+        assert_eq!(a.len(), b.len());
+        for ((name, x), (other, y)) in a.iter().zip(b) {
+            assert_eq!((name, x.len()), (other, y.len()));
+            let scale = x.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+            for (p, q) in x.iter().zip(y) {
+                assert!((p - q).abs() <= 2e-5 * scale, "{name}: {p} {q}");
+            }
+        }
+    }
+
+    #[test]
+    fn layer_by_layer_equals_one_graph() {
+        use TowerMode::{Frozen, Full, Lora};
+        for config in [
+            towers(Frozen, Full, Lora),
+            towers(Lora, Lora, Lora),
+            towers(Full, Full, Full),
+            towers(Frozen, Frozen, Lora),
+            towers(Frozen, Full, Frozen),
+            towers(Full, Frozen, Frozen),
+        ] {
+            let model = prepared(&config);
+            let batches = [batch(&rows())];
+            let one = gradients(&model, &config, &batches, false);
+            let layered = gradients(&model, &config, &batches, true);
+            assert!(one.iter().any(|(_, g)| g.iter().any(|x| x.abs() > 1e-4)), "{config:?}");
+            assert_close(&one, &layered);
+        }
+    }
+
+    #[test]
+    fn what_is_frozen_has_no_gradient_and_what_is_trained_has() {
+        let config = towers(TowerMode::Frozen, TowerMode::Full, TowerMode::Lora);
+        let found = gradients(&prepared(&config), &config, &[batch(&rows())], true);
+        assert!(found.iter().all(|(n, _)| n.contains("lora_") || n.starts_with("model.mm_projector.")));
+        assert!(found.iter().all(|(n, g)| !g.is_empty() && g.iter().any(|x| *x != 0.0) || panic!("{n}")));
+        // Seven modules a layer, two tensors each; two linear layers with bias.
+        assert_eq!(found.len(), 3 * 7 * 2 + 4);
+    }
+
+    #[test]
+    fn gradients_do_not_depend_on_how_rows_are_batched_or_padded() {
+        let config = towers(TowerMode::Frozen, TowerMode::Full, TowerMode::Lora);
+        let model = prepared(&config);
+        let whole = gradients(&model, &config, &[batch(&rows())], true);
+        let single: Vec<Batch> = rows().chunks(1).map(batch).collect();
+        assert_close(&whole, &gradients(&model, &config, &single, true));
+        let padded = [Batch::collate(&rows(), 0, PaddingSide::Right, 32)];
+        assert_close(&whole, &gradients(&model, &config, &padded, true));
+    }
+
+    #[test]
+    fn a_gradient_is_the_slope_of_the_loss() {
+        let config = towers(TowerMode::Frozen, TowerMode::Full, TowerMode::Lora);
+        let model = prepared(&config);
+        let batch = batch(&rows());
+        let found: HashMap<String, Vec<f32>> =
+            gradients(&model, &config, std::slice::from_ref(&batch), true).into_iter().collect();
+        let device = Device::flex();
+        let names = params::trained(&model, model.towers());
+        for name in ["model.layers.1.mlp.down_proj.lora_B.weight", "model.mm_projector.0.bias"] {
+            let index = names.iter().position(|t| t.name == name).unwrap();
+            let slope = |h: f32| {
+                let moved = params::update(model.clone(), |i, t| {
+                    if i != index {
+                        return t;
+                    }
+                    let mut v: Vec<f32> = t.clone().into_data().try_to_vec().unwrap();
+                    v[1] += h;
+                    let n = v.len();
+                    Tensor::from_data(TensorData::new(v, [n]), &device)
+                })
+                .valid();
+                let vision = Vision::Features(moved.vision(batch.pixels(&device).unwrap()));
+                0.1 * evaluate(&moved, &batch, &vision, &device).sum()
+            };
+            let numeric = (slope(1e-2) - slope(-1e-2)) / 2e-2;
+            let exact = f64::from(found[name][1]);
+            assert!((numeric - exact).abs() < 2e-3 * exact.abs().max(0.05), "{name}: {numeric} {exact}");
+        }
+    }
 }
