@@ -1,4 +1,8 @@
 //! Tokenizers, chat templates, label masks.
 
+pub mod chatml;
+pub mod grounding;
 pub mod merge;
+pub mod qwen;
 pub mod sentencepiece;
+pub mod tiktoken;
