@@ -74,9 +74,9 @@ pub fn boxes(t: &QwenTokenizer, text: &str) -> Result<Vec<GroundedBox>> {
 
 fn corners(inner: &str) -> Result<[i32; 4]> {
     let numbers = inner.replace(['(', ')'], "").split(',').map(|n| n.trim().parse().ok()).collect::<Option<Vec<i32>>>();
-    numbers.and_then(|n| <[i32; 4]>::try_from(n).ok()).ok_or_else(|| {
-        Error::new(Kind::Text, "a box is not four integers").expected("(x1,y1),(x2,y2)").found(inner)
-    })
+    numbers
+        .and_then(|n| <[i32; 4]>::try_from(n).ok())
+        .ok_or_else(|| Error::new(Kind::Text, "a box is not four integers").expected("(x1,y1),(x2,y2)").found(inner))
 }
 
 #[cfg(test)]

@@ -16,8 +16,7 @@ pub const LONGEST_PATH: usize = 254;
 
 const ENDOFTEXT: &str = "<|endoftext|>";
 const EXTRAS: usize = 205;
-const VISION: [&str; 9] =
-    ["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"];
+const VISION: [&str; 9] = ["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"];
 
 /// The special strings that count inside a chat, where ChatML markers typed by a user stay text.
 pub const CHAT_SPECIALS: AllowedSpecial<'static> = AllowedSpecial::Only(&VISION);
@@ -170,9 +169,8 @@ impl QwenTokenizer {
     /// A tag that is never closed, or another special string of the vocabulary in the text.
     pub fn elements(&self, text: &str) -> Result<Vec<Element>> {
         let text = super::tiktoken::nfc(text);
-        if let Some(found) = specials()
-            .iter()
-            .find(|s| *s != ENDOFTEXT && !VISION.contains(&s.as_str()) && text.contains(s.as_str()))
+        if let Some(found) =
+            specials().iter().find(|s| *s != ENDOFTEXT && !VISION.contains(&s.as_str()) && text.contains(s.as_str()))
         {
             return Err(Error::new(Kind::Text, "a special token inside plain text").found(found));
         }
@@ -198,7 +196,8 @@ impl QwenTokenizer {
         let mut out = Vec::with_capacity(ids.len());
         let mut rest = ids;
         while let Some(start) = rest.iter().position(|id| *id == self.img_start) {
-            let length = rest[start + 1..].iter().position(|id| *id == self.img_end).ok_or_else(|| unclosed("<img>"))?;
+            let length =
+                rest[start + 1..].iter().position(|id| *id == self.img_end).ok_or_else(|| unclosed("<img>"))?;
             let inner = &rest[start + 1..start + 1 + length];
             out.extend_from_slice(&rest[..=start]);
             out.extend(replace(inner)?);
@@ -335,8 +334,7 @@ pub(crate) mod tests {
     fn tags_split_a_text() {
         let t = bytes_only();
         let elements = t.elements("a<ref>b</ref><box>(1,2),(3,4)</box>").unwrap();
-        let expected =
-            [Element::Text("a".into()), Element::Ref("b".into()), Element::Box("(1,2),(3,4)".into())];
+        let expected = [Element::Text("a".into()), Element::Ref("b".into()), Element::Box("(1,2),(3,4)".into())];
         assert_eq!(elements, expected);
         assert!(t.elements("<ref>b").is_err());
         assert!(t.elements("<|im_start|>").is_err());

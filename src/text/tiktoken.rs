@@ -17,7 +17,8 @@ use crate::error::{Error, Kind, Result};
 
 /// Qwen's split pattern without its look-ahead (`\s+(?!\S)`), which [`split`] supplies: contractions, words with one
 /// leading mark, single digits, marks, line ends, spaces.
-const PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const PATTERN: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
 /// Which special strings in a text become special tokens; the others are ordinary text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,8 +107,8 @@ impl Tiktoken {
         if let Some(byte) = (0..=255u8).find(|b| !ranks.contains_key([*b].as_slice())) {
             return Err(Error::new(Kind::Text, "a byte has no token of its own").found(format!("0x{byte:02x}")));
         }
-        let pattern = Regex::new(PATTERN)
-            .map_err(|e| Error::new(Kind::Text, "the split pattern does not compile").source(e))?;
+        let pattern =
+            Regex::new(PATTERN).map_err(|e| Error::new(Kind::Text, "the split pattern does not compile").source(e))?;
         Ok(Self { ranks, pieces, specials, pattern })
     }
 

@@ -3,3 +3,4 @@
 pub(crate) mod fixture;
 mod llava_med;
 mod metrics;
+mod qwen_vl;
