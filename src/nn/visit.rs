@@ -36,11 +36,25 @@ impl PathStack {
         self.segments.last().is_some_and(|(name, container)| name == "weight" && &**container == "Struct:Linear")
     }
 
+    /// Whether the current parameter belongs to a norm.
+    #[must_use]
+    pub fn is_norm(&self) -> bool {
+        self.segments.last().is_some_and(|(_, container)| container.ends_with("Norm"))
+    }
+
     /// Whether the current parameter belongs to an adapter.
     #[must_use]
     pub fn is_adapter(&self) -> bool {
         self.segments.iter().any(|(_, container)| &**container == "Reparameterization")
     }
+}
+
+/// Checkpoint name of a path that Burn gives as one string: enum variants, the only segments that start with a capital
+/// letter, are left out.
+#[must_use]
+pub fn checkpoint_name(path: &str) -> String {
+    let segments: Vec<&str> = path.split('.').filter(|s| !s.starts_with(|c: char| c.is_ascii_uppercase())).collect();
+    segments.join(".")
 }
 
 /// One float parameter of a module.

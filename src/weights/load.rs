@@ -1,0 +1,120 @@
+//! A checkpoint into a module.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::{
+    module::{Module, ModuleMapper, Param},
+    tensor::{Device, FloatDType, Tensor},
+};
+
+use super::read::{Checkpoint, listing};
+use crate::{
+    error::{Error, Kind, Result},
+    nn::visit::{PathStack, named_params},
+};
+
+/// Buffers that older exports contain and that are computed here.
+const IGNORED: [&str; 2] = ["position_ids", "rotary_emb.inv_freq"];
+
+/// Fills every parameter of `module` (adapters excepted) from the tensor of its name, as `dtype`.
+///
+/// # Errors
+/// One error that lists every missing, unused and wrongly shaped tensor, or an unreadable file.
+pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, dtype: FloatDType) -> Result<M> {
+    check(&module, checkpoint)?;
+    let mut loader = Loader { checkpoint, dtype, path: PathStack::default(), failure: None };
+    let module = module.map(&mut loader);
+    loader.failure.map_or(Ok(module), Err)
+}
+
+fn check<M: Module>(module: &M, checkpoint: &Checkpoint) -> Result<()> {
+    let params = named_params(module);
+    let wanted: BTreeMap<&str, Vec<usize>> =
+        params.iter().filter(|p| !p.adapter).map(|p| (p.name.as_str(), p.checkpoint_shape())).collect();
+    let ignored = |name: &str| IGNORED.iter().any(|suffix| name.ends_with(suffix));
+    let found: BTreeSet<&str> = checkpoint.names().filter(|n| !ignored(n)).collect();
+    let missing: Vec<&str> = wanted.keys().filter(|n| !found.contains(*n)).copied().collect();
+    let unused: Vec<&str> = found.iter().filter(|n| !wanted.contains_key(*n)).copied().collect();
+    let wrong: Vec<String> = wanted
+        .iter()
+        .filter_map(|(name, shape)| {
+            let info = checkpoint.info(name)?;
+            (info.shape != *shape).then(|| format!("{name} (expected {shape:?}, found {:?})", info.shape))
+        })
+        .collect();
+    let mut complaints = Vec::new();
+    for (what, names) in [
+        ("missing", missing.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        ("unused", unused.iter().map(ToString::to_string).collect()),
+        ("wrong shape", wrong),
+    ] {
+        if !names.is_empty() {
+            complaints.push(format!("{} {what}: {}", names.len(), listing(&names)));
+        }
+    }
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Checkpoint, "the checkpoint does not fit the model")
+        .at(checkpoint.origin().display())
+        .found(complaints.join("; "))
+        .help("use the weights that belong to this config.json"))
+}
+
+/// The tensor `name` on `device`, transposed if `linear_weight`.
+///
+/// # Errors
+/// No such tensor, another rank than `D`, or an unreadable file.
+pub fn tensor_from<const D: usize>(
+    checkpoint: &Checkpoint,
+    name: &str,
+    linear_weight: bool,
+    dtype: FloatDType,
+    device: &Device,
+) -> Result<Tensor<D>> {
+    let mut values = checkpoint.values(name)?.cast(dtype);
+    let mut shape = checkpoint.info(name).map(|i| i.shape.clone()).unwrap_or_default();
+    if shape.len() != D {
+        return Err(Error::new(Kind::Checkpoint, "tensor has the wrong rank").at(name).expected(D).found(shape.len()));
+    }
+    if linear_weight {
+        values = values.transpose(shape[0], shape[1]);
+        shape.reverse();
+    }
+    let data = values.into_data(&shape);
+    Ok(device.memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype.into()))))
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    dtype: FloatDType,
+    path: PathStack,
+    failure: Option<Error>,
+}
+
+impl ModuleMapper for Loader<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.failure.is_some() || self.path.is_adapter() {
+            return param;
+        }
+        let (name, device) = (self.path.name(), param.lazy_device());
+        match tensor_from(self.checkpoint, &name, self.path.is_linear_weight(), self.dtype, &device) {
+            Ok(tensor) => {
+                let id = param.id;
+                param.transform_for_load(tensor, id)
+            }
+            Err(error) => {
+                self.failure = Some(error);
+                param
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Names, shapes and bytes of the tensors in checkpoint files.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use burn::tensor::DType;
+use memmap2::Mmap;
+use pytorch_reader::{DType as PytorchDType, PytorchReader, Tensor as PytorchTensor};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use super::convert::Values;
+use crate::error::{Error, Kind, Result};
+
+/// Shape and type of a tensor in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Shape as stored.
+    pub shape: Vec<usize>,
+    /// Type as stored.
+    pub dtype: DType,
+    /// File it lies in.
+    pub file: PathBuf,
+}
+
+#[derive(Clone)]
+enum Bytes {
+    Mapped { map: Arc<Mmap>, start: usize, end: usize },
+    Pickled(Box<PytorchTensor>),
+}
+
+#[derive(Clone)]
+struct Entry {
+    info: TensorInfo,
+    bytes: Bytes,
+}
+
+/// The tensors of a checkpoint by name. Values are read when asked for.
+#[derive(Clone, Default)]
+pub struct Checkpoint {
+    /// What was opened, for messages.
+    origin: PathBuf,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checkpoint({}, {} tensors)", self.origin.display(), self.entries.len())
+    }
+}
+
+/// Files looked for in a directory, best first; an index names shards.
+const FILES: [(&str, bool); 4] = [
+    ("model.safetensors.index.json", true),
+    ("model.safetensors", false),
+    ("pytorch_model.bin.index.json", true),
+    ("pytorch_model.bin", false),
+];
+
+impl Checkpoint {
+    /// Opens a directory in Hugging Face layout, or one file.
+    ///
+    /// # Errors
+    /// No checkpoint there, an unreadable or damaged file, an index that names an absent shard or a tensor that its
+    /// shard does not hold, or one name in two files.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut checkpoint = Self { origin: path.to_path_buf(), entries: BTreeMap::new() };
+        if !path.is_dir() {
+            checkpoint.add_file(path)?;
+            return Ok(checkpoint);
+        }
+        let Some((file, index)) = FILES.iter().map(|(name, i)| (path.join(name), *i)).find(|(f, _)| f.exists()) else {
+            return Err(Error::new(Kind::Checkpoint, "no weights in this directory")
+                .at(path.display())
+                .expected(FILES.map(|(name, _)| name).join(", "))
+                .help("download the checkpoint completely, or give its directory"));
+        };
+        if index {
+            checkpoint.add_index(&file)?;
+        } else {
+            checkpoint.add_file(&file)?;
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_index(&mut self, index: &Path) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let damaged = |what: &str| Error::new(Kind::Checkpoint, what).at(index.display());
+        let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
+        let Index { weight_map } =
+            serde_json::from_str(&text).map_err(|e| damaged("cannot read the index of the checkpoint").source(e))?;
+        let folder = index.parent().unwrap_or(Path::new(""));
+        for shard in weight_map.values().collect::<BTreeSet<_>>() {
+            if Path::new(shard).file_name() != Some(shard.as_ref()) {
+                return Err(damaged("the index names a shard outside its directory").found(shard));
+            }
+            let path = folder.join(shard);
+            if !path.is_file() {
+                return Err(Error::new(Kind::Checkpoint, "a shard of the checkpoint is missing")
+                    .at(path.display())
+                    .expected(format!("the file, because {} names it", index.display()))
+                    .help("download the checkpoint completely"));
+            }
+            self.add_file(&path)?;
+        }
+        let lost: Vec<&String> = weight_map.keys().filter(|name| !self.entries.contains_key(*name)).collect();
+        if !lost.is_empty() {
+            return Err(damaged("the index names tensors that their shards do not hold").found(listing(&lost)));
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let pickled = path.extension().is_some_and(|e| e != "safetensors");
+        let found = if pickled { open_pytorch(path)? } else { open_safetensors(path)? };
+        for (name, entry) in found {
+            if let Some(first) = self.entries.get(&name) {
+                return Err(Error::new(Kind::Checkpoint, "a tensor is in two files").at(&name).found(format!(
+                    "{} and {}",
+                    first.info.file.display(),
+                    path.display()
+                )));
+            }
+            self.entries.insert(name, entry);
+        }
+        Ok(())
+    }
+
+    /// What was opened.
+    #[must_use]
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// All names in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Shape and type of a tensor.
+    #[must_use]
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.entries.get(name).map(|e| &e.info)
+    }
+
+    /// Keeps the tensors whose name `keep` approves.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
+        self.entries.retain(|name, _| keep(name));
+    }
+
+    /// Renames every tensor.
+    pub fn rename(&mut self, mut rename: impl FnMut(&str) -> String) {
+        self.entries = std::mem::take(&mut self.entries).into_iter().map(|(name, e)| (rename(&name), e)).collect();
+    }
+
+    /// Adds the tensors of `other`, which win over those of the same name.
+    pub fn merge(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+    }
+
+    /// Values of a tensor as stored.
+    ///
+    /// # Errors
+    /// No such tensor, not a float type, or an unreadable file.
+    pub(super) fn values(&self, name: &str) -> Result<Values> {
+        let entry = self.entries.get(name).ok_or_else(|| {
+            Error::new(Kind::Checkpoint, "the checkpoint has no such tensor").at(name).found(self.origin.display())
+        })?;
+        let not_float = || {
+            Error::new(Kind::Checkpoint, "a weight is not of a float type")
+                .at(format!("{name} in {}", entry.info.file.display()))
+                .found(format!("{:?}", entry.info.dtype))
+        };
+        match &entry.bytes {
+            Bytes::Mapped { map, start, end } => {
+                Values::from_little_endian(&map[*start..*end], entry.info.dtype).ok_or_else(not_float)
+            }
+            Bytes::Pickled(tensor) => {
+                let bytes = tensor.read().map_err(|e| Error::io(&entry.info.file, e))?;
+                Values::from_little_endian(&bytes, entry.info.dtype).ok_or_else(not_float)
+            }
+        }
+    }
+
+    /// Values of a tensor as f32, row-major in its stored shape.
+    ///
+    /// # Errors
+    /// No such tensor, not a float type, or an unreadable file.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.values(name)?.into_f32())
+    }
+}
+
+/// At most a dozen names.
+pub(super) fn listing<T: fmt::Display>(names: &[T]) -> String {
+    let mut text = names.iter().take(12).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if names.len() > 12 {
+        text.push_str(&format!(" and {} more", names.len() - 12));
+    }
+    text
+}
+
+fn damaged(path: &Path) -> Error {
+    Error::new(Kind::Checkpoint, "this checkpoint file is damaged")
+        .at(path.display())
+        .help("download the file again and compare its checksum")
+}
+
+#[expect(unsafe_code, reason = "a memory map is the way to read 15 GB of weights without a copy")]
+fn map(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    // SAFETY: the file is only read; a checkpoint that another process shortens meanwhile ends this process, as it
+    // would end any program that maps it.
+    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
+}
+
+fn open_safetensors(path: &Path) -> Result<Vec<(String, Entry)>> {
+    let map = Arc::new(map(path)?);
+    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| damaged(path).source(e))?;
+    let data = 8 + header;
+    if data + metadata.data_len() != map.len() {
+        return Err(damaged(path)
+            .expected(format!("{} bytes, as its header says", data + metadata.data_len()))
+            .found(map.len()));
+    }
+    let mut found = Vec::new();
+    for (name, info) in metadata.tensors() {
+        let dtype = safetensors_dtype(info.dtype).ok_or_else(|| {
+            Error::new(Kind::Checkpoint, "unsupported type of a tensor")
+                .at(format!("{name} in {}", path.display()))
+                .found(format!("{:?}", info.dtype))
+        })?;
+        let (start, end) = info.data_offsets;
+        found.push((
+            name,
+            Entry {
+                info: TensorInfo { shape: info.shape.clone(), dtype, file: path.to_path_buf() },
+                bytes: Bytes::Mapped { map: map.clone(), start: data + start, end: data + end },
+            },
+        ));
+    }
+    Ok(found)
+}
+
+fn safetensors_dtype(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        Dtype::I32 => DType::I32,
+        Dtype::I16 => DType::I16,
+        Dtype::I8 => DType::I8,
+        Dtype::U64 => DType::U64,
+        Dtype::U32 => DType::U32,
+        Dtype::U16 => DType::U16,
+        Dtype::U8 | Dtype::BOOL => DType::U8,
+        _ => return None,
+    })
+}
+
+fn open_pytorch(path: &Path) -> Result<Vec<(String, Entry)>> {
+    std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    let reader = PytorchReader::new(path).map_err(|e| damaged(path).source(e.to_string()))?;
+    let entry = |tensor: PytorchTensor| Entry {
+        info: TensorInfo {
+            shape: tensor.shape().to_vec(),
+            dtype: pytorch_dtype(tensor.dtype()),
+            file: path.to_path_buf(),
+        },
+        bytes: Bytes::Pickled(Box::new(tensor)),
+    };
+    Ok(reader.into_tensors().into_iter().map(|(name, tensor)| (name, entry(tensor))).collect())
+}
+
+fn pytorch_dtype(dtype: PytorchDType) -> DType {
+    match dtype {
+        PytorchDType::F64 => DType::F64,
+        PytorchDType::F32 => DType::F32,
+        PytorchDType::F16 => DType::F16,
+        PytorchDType::BF16 => DType::BF16,
+        PytorchDType::I64 => DType::I64,
+        PytorchDType::I32 => DType::I32,
+        PytorchDType::I16 => DType::I16,
+        PytorchDType::I8 => DType::I8,
+        PytorchDType::U64 => DType::U64,
+        PytorchDType::U32 => DType::U32,
+        PytorchDType::U16 => DType::U16,
+        PytorchDType::U8 | PytorchDType::Bool => DType::U8,
+    }
+}
