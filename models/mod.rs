@@ -1,20 +1,23 @@
 //! The model families: registry, and the closed enum the rest of the program holds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::{
     module::Module,
-    tensor::{Device, Int, Tensor},
+    tensor::{Device, FloatDType, Int, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    error::{Error, Kind, Result},
     nn::{
         attention::Columns,
         decoder::{DecoderContext, LayerCache},
+        visit::{NamedParam, named_params},
     },
     vlm::{Tower, Vlm},
+    weights::SaveOptions,
 };
 
 pub mod llava_med;
@@ -53,6 +56,158 @@ macro_rules! dispatch {
             AnyVlm::LlavaMed($model) => $call,
         }
     };
+}
+
+/// What decides how a checkpoint is loaded, besides itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoadOptions {
+    /// Folder with other weights for the vision tower.
+    pub vision_tower: Option<PathBuf>,
+    /// Type of the weights in memory; by default [`crate::weights::default_dtype`] of the stored type.
+    pub dtype: Option<FloatDType>,
+}
+
+/// A shape of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preset {
+    /// Name, as `model.preset` takes it.
+    pub name: &'static str,
+    /// One line about it.
+    pub about: &'static str,
+}
+
+/// A model family.
+pub struct ModelDef {
+    /// Name, as `model.name` takes it.
+    pub name: &'static str,
+    /// One line about it.
+    pub about: &'static str,
+    /// Values of `model_type` in config.json that belong to it.
+    pub model_types: &'static [&'static str],
+    /// Shapes it comes in.
+    pub presets: &'static [Preset],
+    /// Linear modules that adapters are usually put on, by the last part of their names.
+    pub lora_targets: &'static [&'static str],
+    /// A preset with random weights; the vocabulary size may be replaced.
+    pub init: fn(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device) -> Result<AnyVlm>,
+    /// A preset without weights, and the features of one image.
+    pub empty: fn(preset: &str, device: &Device) -> Result<(AnyVlm, usize)>,
+    /// A checkpoint directory.
+    pub load: fn(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm>,
+}
+
+/// All families.
+pub const MODELS: &[&ModelDef] = &[&llava_med::DEF];
+
+/// The family called `name`.
+///
+/// # Errors
+/// There is none.
+pub fn find(name: &str) -> Result<&'static ModelDef> {
+    MODELS.iter().find(|m| m.name == name).copied().ok_or_else(|| {
+        Error::new(Kind::Config, "unknown model family")
+            .at("model.name")
+            .expected(MODELS.iter().map(|m| m.name).collect::<Vec<_>>().join(", "))
+            .found(name)
+            .help("`medtune models` lists the families")
+    })
+}
+
+/// The family of the checkpoint at `dir`, by `model_type` in its config.json.
+///
+/// # Errors
+/// No readable config.json, or a model of no family here.
+pub fn detect(dir: &Path) -> Result<&'static ModelDef> {
+    #[derive(Deserialize)]
+    struct Config {
+        model_type: String,
+    }
+    let path = dir.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        Error::new(Kind::Checkpoint, "no readable config.json in the checkpoint directory")
+            .at(path.display())
+            .help("give a directory in Hugging Face layout")
+            .source(e)
+    })?;
+    let Config { model_type } = serde_json::from_str(&text).map_err(|e| {
+        Error::new(Kind::Checkpoint, "cannot read model_type from config.json").at(path.display()).source(e)
+    })?;
+    MODELS.iter().find(|m| m.model_types.contains(&model_type.as_str())).copied().ok_or_else(|| {
+        Error::new(Kind::Checkpoint, "a model of an unknown family")
+            .at(path.display())
+            .expected(MODELS.iter().flat_map(|m| m.model_types).copied().collect::<Vec<_>>().join(", "))
+            .found(model_type)
+    })
+}
+
+/// Loads the checkpoint at `dir`, whatever its family.
+///
+/// # Errors
+/// As [`detect`]; an unsupported config, or weights that do not fit it.
+pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm> {
+    (detect(dir)?.load)(dir, options, device)
+}
+
+/// One line of the table of models.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelRow {
+    /// Family.
+    pub family: &'static str,
+    /// Shape.
+    pub preset: &'static str,
+    /// One line about it.
+    pub about: &'static str,
+    /// Parameters of each tower, in order.
+    pub parameters: Vec<(&'static str, usize)>,
+    /// Positions that one image takes.
+    pub tokens_per_image: usize,
+    /// Usual adapter targets.
+    pub lora_targets: &'static [&'static str],
+}
+
+/// The table of models, computed from the modules themselves.
+///
+/// # Errors
+/// A preset that cannot be built.
+pub fn table(device: &Device) -> Result<Vec<ModelRow>> {
+    let mut rows = Vec::new();
+    for def in MODELS {
+        for preset in def.presets {
+            let (model, tokens_per_image) = (def.empty)(preset.name, device)?;
+            rows.push(ModelRow {
+                family: def.name,
+                preset: preset.name,
+                about: preset.about,
+                parameters: tower_sizes(&model),
+                tokens_per_image,
+                lora_targets: def.lora_targets,
+            });
+        }
+    }
+    Ok(rows)
+}
+
+/// Parameters of each tower, adapters left out.
+#[must_use]
+pub fn tower_sizes(model: &AnyVlm) -> Vec<(&'static str, usize)> {
+    let towers = model.towers();
+    let params = named_params(model);
+    let size = |tower: &Tower| {
+        let own = params.iter().filter(|p| !p.adapter && Tower::of(towers, &p.name) == Some(tower));
+        own.map(NamedParam::num_elements).sum()
+    };
+    towers.iter().map(|t| (t.name, size(t))).collect()
+}
+
+impl AnyVlm {
+    /// Writes the model as a checkpoint directory in Hugging Face layout: config.json, generation_config.json, weights.
+    /// The processor's files (tokenizer, preprocessor) are not part of the model.
+    ///
+    /// # Errors
+    /// An unwritable directory, or a model with adapters that were not merged.
+    pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
+        dispatch!(self, m => m.save(dir, options))
+    }
 }
 
 impl Vlm for AnyVlm {

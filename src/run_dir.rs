@@ -285,13 +285,15 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn temporary_for(path: &Path) -> Result<tempfile::NamedTempFile> {
+/// A temporary file beside `path`, whose directory is created if needed.
+pub(crate) fn temporary_for(path: &Path) -> Result<tempfile::NamedTempFile> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(|e| Error::io(dir, e))
 }
 
-fn finish(temporary: tempfile::NamedTempFile, path: &Path) -> Result<()> {
+/// Puts a temporary file in the place of `path`, flushed to disk.
+pub(crate) fn finish(temporary: tempfile::NamedTempFile, path: &Path) -> Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;

@@ -169,6 +169,22 @@ impl LlavaMedConfig {
         }
     }
 
+    /// The preset called `name`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn preset(name: &str) -> Result<Self> {
+        match name {
+            "v1.5-7b" => Ok(Self::v1_5_7b()),
+            "tiny" => Ok(Self::tiny()),
+            _ => Err(Error::new(Kind::Config, "unknown preset")
+                .at("model.preset")
+                .expected("v1.5-7b or tiny")
+                .found(name)
+                .help("`medtune models` lists the presets")),
+        }
+    }
+
     /// Reads `config.json` of a checkpoint directory.
     ///
     /// # Errors

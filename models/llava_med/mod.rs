@@ -1,6 +1,8 @@
 //! LLaVA-Med v1.5 (arXiv 2306.00890; github.com/microsoft/LLaVA-Med): CLIP ViT-L/14-336, a two-layer projector, and
 //! Mistral-7B, whose token embeddings the projected patches are spliced into.
 
+use std::path::Path;
+
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
@@ -9,6 +11,7 @@ use burn::{
 
 use crate::{
     error::{Error, Kind, Result},
+    models::{AnyVlm, ModelDef, Preset},
     nn::{
         attention::Columns,
         decoder::{DecoderContext, DecoderLayer, LayerCache},
@@ -20,6 +23,7 @@ use crate::{
         vit::ClipVisionTransformer,
     },
     vlm::{Tower, Vlm},
+    weights::SaveOptions,
 };
 
 pub mod config;
@@ -27,6 +31,25 @@ pub mod processor;
 pub mod weights;
 
 pub use config::LlavaMedConfig;
+
+/// The family.
+pub static DEF: ModelDef = ModelDef {
+    name: "llava_med",
+    about: "LLaVA-Med v1.5: CLIP ViT, MLP projector, Mistral",
+    model_types: &["llava_mistral"],
+    presets: &[
+        Preset { name: "v1.5-7b", about: "microsoft/llava-med-v1.5-mistral-7b" },
+        Preset { name: "tiny", about: "the same architecture, trained in minutes on two CPU cores" },
+    ],
+    lora_targets: &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    init: |preset, vocab_size, seed, device| weights::init(preset, vocab_size, seed, device).map(AnyVlm::LlavaMed),
+    empty: |preset, device| {
+        let config = LlavaMedConfig::preset(preset)?;
+        let tokens = config.vision_config.as_ref().map_or(0, |vision| config.tokens_per_image(vision));
+        Ok((AnyVlm::LlavaMed(LlavaMed::new(&config, device)?), tokens))
+    },
+    load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::LlavaMed),
+};
 
 const TOWERS: &[Tower] = &[
     Tower { name: "vision", prefix: "model.vision_tower." },
@@ -111,6 +134,14 @@ impl LlavaMed {
     #[must_use]
     pub fn config(&self) -> &LlavaMedConfig {
         &self.config
+    }
+
+    /// Writes a checkpoint directory; see [`weights::save_dir`].
+    ///
+    /// # Errors
+    /// An unwritable directory, or a model with adapters.
+    pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
+        weights::save_dir(self, dir, options)
     }
 
     /// The vision transformer.

@@ -17,7 +17,8 @@ use tempfile::NamedTempFile;
 use super::convert::Values;
 use crate::{
     error::{Error, Kind, Result},
-    nn::visit::{PathStack, named_params},
+    nn::visit::{NamedParam, PathStack, named_params},
+    run_dir::{finish, temporary_for, write_atomic},
 };
 
 /// How a module is written.
@@ -77,9 +78,7 @@ pub fn save<M: Module>(module: &M, dir: &Path, options: &SaveOptions) -> Result<
             _ => Ok(()),
         };
     }
-    let mut out = create(dir)?;
-    out.write_all(format!("{text:#}\n").as_bytes()).map_err(|e| Error::io(&index, e))?;
-    persist(out, &index)
+    write_atomic(&index, format!("{text:#}\n").as_bytes())
 }
 
 fn plan<M: Module>(module: &M, options: &SaveOptions) -> Result<Vec<Shard>> {
@@ -119,7 +118,7 @@ fn plan<M: Module>(module: &M, options: &SaveOptions) -> Result<Vec<Shard>> {
     Ok(shards)
 }
 
-fn add(shard: &mut Shard, param: &crate::nn::visit::NamedParam, dtype: &str, bytes: u64) {
+fn add(shard: &mut Shard, param: &NamedParam, dtype: &str, bytes: u64) {
     let offsets = [shard.bytes, shard.bytes + bytes];
     let entry = json!({ "dtype": dtype, "shape": param.checkpoint_shape(), "data_offsets": offsets });
     shard.header.insert(param.name.clone(), entry);
@@ -162,7 +161,7 @@ impl Writer<'_> {
         out.write_all(&values.to_little_endian()).map_err(|e| Error::io(&path, e))?;
         self.left -= 1;
         match (self.left, self.out.take()) {
-            (0, Some(out)) => persist(out.into_inner().map_err(|e| Error::io(&path, e.into_error()))?, &path),
+            (0, Some(out)) => finish(out.into_inner().map_err(|e| Error::io(&path, e.into_error()))?, &path),
             (_, out) => {
                 self.out = out;
                 Ok(())
@@ -178,7 +177,7 @@ impl Writer<'_> {
         let mut text = serde_json::Value::Object(header).to_string();
         // the data then starts at a multiple of 8, as readers that map the file expect
         text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
-        let mut out = BufWriter::with_capacity(1 << 20, create(self.dir)?);
+        let mut out = BufWriter::with_capacity(1 << 20, temporary_for(&self.dir.join(&shard.file))?);
         out.write_all(&(text.len() as u64).to_le_bytes())
             .and_then(|()| out.write_all(text.as_bytes()))
             .map_err(|e| Error::io(self.dir.join(&shard.file), e))?;
@@ -203,14 +202,4 @@ impl ModuleVisitor for Writer<'_> {
             self.failure = self.write(param.base()).err();
         }
     }
-}
-
-fn create(dir: &Path) -> Result<NamedTempFile> {
-    NamedTempFile::new_in(dir).map_err(|e| Error::io(dir, e))
-}
-
-fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
-    file.as_file().sync_all().map_err(|e| Error::io(path, e))?;
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
 }
