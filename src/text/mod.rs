@@ -5,4 +5,5 @@ pub mod grounding;
 pub mod merge;
 pub mod qwen;
 pub mod sentencepiece;
+pub mod slow_tokenizer;
 pub mod tiktoken;

@@ -324,7 +324,7 @@ impl SentencePiece {
                 continue;
             }
             flush_bytes(&mut bytes, &mut out);
-            at_start &= !(space_seen || !out.is_empty());
+            at_start &= !space_seen && out.is_empty();
             let (text, space) = self.surface(piece, id, at_start);
             space_seen = space;
             out.push_str(&text);
