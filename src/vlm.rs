@@ -189,6 +189,7 @@ impl Batch {
             positions: self.positions.clone(),
             keys: self.length,
             start: 0,
+            prefill: self.length,
             mask: self.mask.clone(),
         }
     }

@@ -31,8 +31,19 @@ pub struct Columns {
     pub keys: usize,
     /// Key column of the first query.
     pub start: usize,
+    /// Key columns of the first pass over these rows: a rotary base that depends on the length is fixed there, because
+    /// the keys that are cached were rotated by it. Equal to `keys` without a cache.
+    pub prefill: usize,
     /// `[rows, keys]`, true at real tokens.
     pub mask: Vec<bool>,
+}
+
+impl Columns {
+    /// Real tokens of a row in the first pass.
+    #[must_use]
+    pub fn prompt_len(&self, row: usize) -> usize {
+        self.mask[row * self.keys..][..self.prefill].iter().filter(|m| **m).count()
+    }
 }
 
 /// Mask of a batch, true where a query must not see a key.

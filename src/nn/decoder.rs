@@ -20,6 +20,8 @@ pub struct DecoderContext {
     pub rope: Rope,
     /// Which keys each query sees.
     pub mask: AttentionMask,
+    /// Factors of the queries, `[rows or 1, length, 1, 1]`, f32, for models whose attention sharpens with the length.
+    pub query_scale: Option<Tensor<4>>,
 }
 
 impl DecoderContext {
@@ -29,6 +31,7 @@ impl DecoderContext {
         Self {
             rope: Rope::new(&columns.positions, columns.length, inverse_frequencies, device),
             mask: AttentionMask::causal(columns, window, device),
+            query_scale: None,
         }
     }
 }

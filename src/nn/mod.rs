@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod interpolate;
 pub mod linear;
 pub mod norm;
 pub mod projector;

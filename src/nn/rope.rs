@@ -25,17 +25,23 @@ impl Rope {
     /// One row is kept when all rows are equal, so that it broadcasts.
     #[must_use]
     pub fn new(positions: &[i32], length: usize, inverse_frequencies: &[f32], device: &Device) -> Self {
-        let mut rows = positions.len().checked_div(length).unwrap_or(1);
-        if positions.chunks(length.max(1)).all(|r| r == &positions[..length]) {
-            rows = 1;
+        let equal = positions.chunks(length.max(1)).all(|r| r == &positions[..length]);
+        let positions = if equal { &positions[..length] } else { positions };
+        let rows = positions.len().checked_div(length).unwrap_or(1);
+        Self::by_row(positions, length, &vec![inverse_frequencies; rows], device)
+    }
+
+    /// Tables for `positions` (`[rows, length]`, row-major) where every row has its own frequencies.
+    #[must_use]
+    pub fn by_row(positions: &[i32], length: usize, inverse_frequencies: &[&[f32]], device: &Device) -> Self {
+        let half = inverse_frequencies.first().map_or(0, |f| f.len());
+        let mut angles = Vec::with_capacity(positions.len() * half);
+        for (row, frequencies) in positions.chunks(length.max(1)).zip(inverse_frequencies) {
+            angles.extend(row.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)));
         }
-        let angles = positions[..rows * length]
-            .iter()
-            .flat_map(|&p| inverse_frequencies.iter().map(move |f| p as f32 * f))
-            .collect::<Vec<_>>();
         let table = |f: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|a| f(*a)).collect();
-            Tensor::from_data(TensorData::new(values, [rows, length, 1, inverse_frequencies.len()]), device)
+            Tensor::from_data(TensorData::new(values, [inverse_frequencies.len(), length, 1, half]), device)
         };
         Self { cos: table(f32::cos), sin: table(f32::sin) }
     }
