@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 pub mod inject;
 pub mod lora;
 pub mod target;
+pub mod tensors;
 
 /// `[adapter]` of a recipe. Names and defaults as in PEFT's `LoraConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -1,7 +1,9 @@
 //! The one training loop, for every model.
 
+pub mod checkpoint;
 pub mod clip;
 pub mod config;
+pub mod log;
 pub mod loss;
 pub mod optimizer;
 pub mod params;
