@@ -6,6 +6,7 @@ mod decode;
 mod jpeg;
 pub mod pad;
 pub mod resize;
+pub mod tiling;
 
 pub use decode::{MAX_PIXELS, Probe, decode, open, probe};
 

@@ -2,11 +2,14 @@
 
 use super::fixture::Checks;
 
+mod files;
+mod preprocess;
 mod tokenizer;
 
 #[test]
 fn internvl() {
     let mut checks = Checks::new("internvl");
+    preprocess::check(&mut checks);
     tokenizer::check(&mut checks);
     checks.finish();
 }
