@@ -3,6 +3,7 @@
 pub mod chatml;
 pub mod grounding;
 pub mod merge;
+pub mod mpt_chat;
 pub mod qwen;
 pub mod sentencepiece;
 pub mod slow_tokenizer;
