@@ -3,11 +3,13 @@
 pub mod checkpoint;
 pub mod clip;
 pub mod config;
+pub mod live;
 pub mod log;
 pub mod loss;
 pub mod optimizer;
 pub mod params;
 pub mod schedule;
 pub mod step;
+pub mod trainer;
 
 pub use config::{LossReduction, Recompute, SchedulerType, TowerMode, TrainConfig};
