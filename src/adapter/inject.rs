@@ -23,7 +23,7 @@ use crate::{
 #[must_use]
 pub fn attach<M: Module>(model: M, coverage: &Coverage, config: &AdapterConfig, seed: u64) -> (M, DropoutClock) {
     let clock = DropoutClock::default();
-    let specs = coverage
+    let specs: HashMap<ParamId, LoraSpec> = coverage
         .modules
         .iter()
         .map(|m| {
@@ -31,7 +31,13 @@ pub fn attach<M: Module>(model: M, coverage: &Coverage, config: &AdapterConfig, 
             (m.id, LoraSpec { r: config.r, scale: config.lora_alpha / config.r as f64, dropout })
         })
         .collect();
-    (model.apply_reparameterization(Attach { specs }), clock)
+    (attach_specs(model, specs), clock)
+}
+
+/// Attaches a new update to each weight that `specs` names.
+#[must_use]
+pub fn attach_specs<M: Module>(model: M, specs: HashMap<ParamId, LoraSpec>) -> M {
+    model.apply_reparameterization(Attach { specs })
 }
 
 struct Attach {

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 pub mod inject;
 pub mod lora;
+pub mod merge;
+pub mod peft;
 pub mod target;
 pub mod tensors;
 

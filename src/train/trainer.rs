@@ -54,7 +54,7 @@ pub struct Job<'a> {
 /// A finished training.
 #[derive(Debug)]
 pub struct Finished<M> {
-    /// The trained model with its adapters, without autodiff.
+    /// The trained model with its adapters, on the autodiff device.
     pub model: M,
     /// What was trained.
     pub trained: Vec<Trained>,
@@ -355,7 +355,7 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
             weights_of_step = best.step;
         }
         Ok(Finished {
-            model: model.valid(),
+            model,
             trained: self.trained,
             coverage: self.coverage,
             state: self.state,
