@@ -1,3 +1,343 @@
 //! Host side of LLaVA-Med: images, prompts, label masks.
+//!
+//! What is sent to the model is what the original sends, token for token. Where the original loses data in silence
+//! (a second image of a turn, a masked row, a cut image), this is an error.
 
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::config::{LlavaMedConfig, read_vision_config, vision_tower_dir};
 pub use crate::text::merge::{IMAGE_TOKEN_INDEX, MergeRules, Merged, RawRow, merge};
+use crate::{
+    error::{Error, Kind, Result},
+    image::{self, clip::ClipPreprocess},
+    nn::vit::ClipVisionConfig,
+    sample::{Role, Sample},
+    text::{
+        chat::{self, IMAGE_MARK, Labelled},
+        tokenizer::Tokenizer,
+    },
+    vlm::{Encoded, IGNORE, ImageSpan, Pixels, Processor},
+};
+
+/// What happens to a row that is longer than the model allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is an error that names the length.
+    #[default]
+    Error,
+    /// The end of its text is cut off; an image that would be cut is still an error.
+    CutText,
+}
+
+/// Turns samples into rows for LLaVA-Med.
+#[derive(Debug)]
+pub struct LlavaMedProcessor {
+    tokenizer: Tokenizer,
+    images: ClipPreprocess,
+    features: usize,
+    max_length: usize,
+    overflow: Overflow,
+    stop_ids: Vec<i32>,
+}
+
+/// A sample in the shape of the template.
+struct Conversation {
+    system: String,
+    /// From user and assistant in turn, the user first.
+    messages: Vec<String>,
+}
+
+impl LlavaMedProcessor {
+    /// Reads config, tokenizer and image rules of a checkpoint directory; `vision_tower` is the directory of another
+    /// vision tower.
+    ///
+    /// # Errors
+    /// A missing or unreadable file, a tokenizer with more ids than the model has embeddings, or image rules that do
+    /// not fit the tower.
+    pub fn load(dir: &Path, vision_tower: Option<&Path>) -> Result<Self> {
+        let config = LlavaMedConfig::open(dir)?;
+        let tower = vision_tower_dir(dir, &config, vision_tower);
+        let vision = match (&tower, &config.vision_config) {
+            (Some(tower), _) => read_vision_config(tower)?,
+            (None, Some(vision)) => vision.clone(),
+            (None, None) => {
+                return Err(Error::new(Kind::Checkpoint, "the shape of the vision tower is not known")
+                    .at(dir.display())
+                    .help("give the directory of the vision tower, for example openai/clip-vit-large-patch14-336"));
+            }
+        };
+        let pad = pads(&config, dir)?;
+        let places = [tower.as_deref(), Some(dir)];
+        let file = places.into_iter().flatten().map(|d| d.join("preprocessor_config.json")).find(|f| f.is_file());
+        let images = match file {
+            Some(file) => ClipPreprocess::open(&file, vision.image_size, pad)?,
+            None => ClipPreprocess::openai(vision.image_size, pad),
+        };
+        Self::new(Tokenizer::load(dir)?, &config, &vision, images).map_err(|e| e.at(dir.display()))
+    }
+
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// A tokenizer with more ids than the model has embeddings.
+    pub fn new(
+        tokenizer: Tokenizer,
+        config: &LlavaMedConfig,
+        vision: &ClipVisionConfig,
+        images: ClipPreprocess,
+    ) -> Result<Self> {
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::new(Kind::Checkpoint, "the tokenizer has more tokens than the model")
+                .expected(format!("at most {}, the vocab_size of config.json", config.vocab_size))
+                .found(tokenizer.vocab_size())
+                .help("use the tokenizer that belongs to the checkpoint"));
+        }
+        let longest = config.tokenizer_model_max_length.unwrap_or(usize::MAX);
+        Ok(Self {
+            features: config.tokens_per_image(vision),
+            max_length: longest.min(config.max_position_embeddings),
+            overflow: Overflow::default(),
+            stop_ids: vec![tokenizer.eos_id()],
+            tokenizer,
+            images,
+        })
+    }
+
+    /// The same processor with another rule for rows that are too long.
+    #[must_use]
+    pub fn with_overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
+    /// Longest row, image positions included.
+    #[must_use]
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// Positions of one image.
+    #[must_use]
+    pub fn tokens_per_image(&self) -> usize {
+        self.features
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The image rules.
+    #[must_use]
+    pub fn images(&self) -> &ClipPreprocess {
+        &self.images
+    }
+
+    /// Checks the turns of a sample and brings them into the shape of the template.
+    fn conversation(&self, sample: &Sample, answered: bool) -> Result<Conversation> {
+        let turns = &sample.turns;
+        let start = turns.iter().take_while(|t| t.role == Role::System).count();
+        let system: Vec<&str> = turns[..start].iter().map(|t| t.text.as_str()).collect();
+        // The original drops an opening line of the assistant, which answers nothing.
+        let opening = usize::from(turns.get(start).is_some_and(|t| t.role == Role::Assistant));
+        let mut rest = &turns[start + opening..];
+        if !answered
+            && let Some((last, before)) = rest.split_last()
+            && last.role == Role::Assistant
+        {
+            rest = before;
+        }
+        let wrong = |what: &str, help: &str| Error::new(Kind::Data, what).at(&sample.id).help(help);
+        let mut messages = Vec::with_capacity(rest.len());
+        for (i, turn) in rest.iter().enumerate() {
+            let expected = if i.is_multiple_of(2) { Role::User } else { Role::Assistant };
+            if turn.role != expected {
+                return Err(wrong("user and assistant do not take turns", "merge or remove turns of the row")
+                    .expected(format!("{expected:?} in turn {i}"))
+                    .found(format!("{:?}", turn.role)));
+            }
+            if turn.text.trim().is_empty() {
+                return Err(wrong("a turn has no text", "complete the row or leave it out").found(format!("turn {i}")));
+            }
+            self.check_text(&turn.text, turn.role).map_err(|e| e.at(format!("{}, turn {i}", sample.id)))?;
+            messages.push(turn_text(&turn.text));
+        }
+        if messages.is_empty() {
+            return Err(wrong("a row has no question", "complete the row or leave it out"));
+        }
+        let system = system.join("\n");
+        self.check_text(&system, Role::System).map_err(|e| e.at(&sample.id))?;
+        check_marks(sample, &messages)?;
+        Ok(Conversation { system, messages })
+    }
+
+    /// Text that the template or the tokenizer would take for something else.
+    fn check_text(&self, text: &str, role: Role) -> Result<()> {
+        if let Some(token) = self.tokenizer.specials_in(text).next() {
+            return Err(Error::new(Kind::Data, "a turn holds a special token of the tokenizer")
+                .found(format!("{token:?}"))
+                .help("rewrite it in the data, for example with spaces between its characters"));
+        }
+        if role != Role::User && text.contains(IMAGE_MARK) {
+            return Err(Error::new(Kind::Data, "<image> outside the user's words")
+                .found(format!("{role:?}"))
+                .help("only a user's turn can hold an image; remove the mark from the text"));
+        }
+        Ok(())
+    }
+
+    fn pixels(&self, sample: &Sample) -> Result<Vec<Pixels>> {
+        sample.images.iter().map(|i| Ok(self.images.apply(&image::open(&i.path)?))).collect()
+    }
+
+    /// Puts as many positions as an image has features in the place of each mark.
+    fn expand(&self, sample: &Sample, row: Labelled) -> Result<Encoded> {
+        let mut out = Encoded {
+            id: sample.id.clone(),
+            input_ids: Vec::with_capacity(row.input_ids.len() + sample.images.len() * self.features),
+            labels: Vec::new(),
+            spans: Vec::new(),
+            pixels: Vec::new(),
+        };
+        for (id, label) in row.input_ids.into_iter().zip(row.labels) {
+            if id == IMAGE_TOKEN_INDEX {
+                out.spans.push(ImageSpan { start: out.input_ids.len(), len: self.features });
+                out.input_ids.resize(out.input_ids.len() + self.features, self.pad_id());
+                out.labels.resize(out.input_ids.len(), IGNORE);
+            } else {
+                out.input_ids.push(id);
+                out.labels.push(label);
+            }
+        }
+        if out.spans.len() != sample.images.len() {
+            return Err(Error::new(Kind::Data, "the prompt does not hold every image once")
+                .at(&sample.id)
+                .expected(sample.images.len())
+                .found(out.spans.len()));
+        }
+        self.fit(&mut out)?;
+        Ok(out)
+    }
+
+    fn fit(&self, row: &mut Encoded) -> Result<()> {
+        let length = row.input_ids.len();
+        if length <= self.max_length {
+            return Ok(());
+        }
+        let whole = row.spans.iter().all(|s| s.start + s.len <= self.max_length);
+        if self.overflow == Overflow::CutText && whole {
+            row.input_ids.truncate(self.max_length);
+            row.labels.truncate(self.max_length);
+            return Ok(());
+        }
+        let images = row.spans.len() * self.features;
+        let what = if whole { "a row is too long" } else { "a row is too long, and an image lies across its end" };
+        Err(Error::new(Kind::Data, what)
+            .at(&row.id)
+            .expected(format!("at most {} positions", self.max_length))
+            .found(format!("{length}, {images} of them for images"))
+            .help("shorten the row, use fewer images, or leave it out"))
+    }
+}
+
+impl Processor for LlavaMedProcessor {
+    fn signature(&self) -> Value {
+        json!({
+            "family": "llava_med",
+            "template": "mistral_instruct",
+            "images": self.images.signature(),
+            "tokens_per_image": self.features,
+            "tokenizer_sha256": self.tokenizer.sha256(),
+            "max_length": self.max_length,
+        })
+    }
+
+    fn encode(&self, sample: &Sample) -> Result<Encoded> {
+        let conversation = self.conversation(sample, true)?;
+        if !conversation.messages.len().is_multiple_of(2) {
+            return Err(Error::new(Kind::Data, "the last question of a row has no answer")
+                .at(&sample.id)
+                .help("complete the row or leave it out"));
+        }
+        let prompt = chat::mistral_instruct(&conversation.system, &conversation.messages);
+        // The length is checked on the expanded row, where images count with all their positions.
+        let row = chat::label(&self.tokenizer, &prompt, !sample.images.is_empty(), usize::MAX)?;
+        if let Some(mismatch) = row.mismatch {
+            return Err(chat::mismatch_error(&prompt, mismatch).at(&sample.id));
+        }
+        let mut row = self.expand(sample, row)?;
+        if row.supervised() == 0 {
+            return Err(Error::new(Kind::Data, "a row has no supervised token")
+                .at(&sample.id)
+                .found(format!("{} positions, all masked", row.input_ids.len()))
+                .help("its answers were cut off; shorten the question or leave the row out"));
+        }
+        row.pixels = self.pixels(sample)?;
+        Ok(row)
+    }
+
+    fn prompt(&self, sample: &Sample) -> Result<Encoded> {
+        let conversation = self.conversation(sample, false)?;
+        let prompt = chat::mistral_instruct(&conversation.system, &conversation.messages);
+        let input_ids = chat::tokenize_with_images(&self.tokenizer, &prompt)?;
+        let labels = vec![IGNORE; input_ids.len()];
+        let mut row = self.expand(sample, Labelled { input_ids, labels, mismatch: None })?;
+        row.pixels = self.pixels(sample)?;
+        Ok(row)
+    }
+
+    fn decode(&self, ids: &[i32]) -> String {
+        let end = ids.iter().position(|id| self.stop_ids.contains(id)).unwrap_or(ids.len());
+        self.tokenizer.decode(&ids[..end], true).trim().to_string()
+    }
+
+    fn piece(&self, id: i32) -> String {
+        self.tokenizer.piece(id)
+    }
+
+    fn stop_ids(&self) -> &[i32] {
+        &self.stop_ids
+    }
+
+    fn pad_id(&self) -> i32 {
+        self.tokenizer.unk_id()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.tokenizer.vocab_size()
+    }
+}
+
+fn pads(config: &LlavaMedConfig, dir: &Path) -> Result<bool> {
+    match config.image_aspect_ratio.as_deref() {
+        Some("pad") => Ok(true),
+        None | Some("square") => Ok(false),
+        Some(other) => Err(Error::new(Kind::Checkpoint, "unsupported image_aspect_ratio")
+            .at(dir.join("config.json").display())
+            .expected("pad, square or null")
+            .found(other)),
+    }
+}
+
+/// One image goes in front of its question, as in the original; several stay where they were written.
+fn turn_text(text: &str) -> String {
+    match text.matches(IMAGE_MARK).count() {
+        1 => chat::image_first(text),
+        _ => text.to_string(),
+    }
+}
+
+fn check_marks(sample: &Sample, messages: &[String]) -> Result<()> {
+    let marks: usize = messages.iter().map(|m| m.matches(IMAGE_MARK).count()).sum();
+    if marks == sample.images.len() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Data, "the number of <image> marks is not the number of images")
+        .at(&sample.id)
+        .expected(format!("{} marks, one for each image", sample.images.len()))
+        .found(marks)
+        .help("write <image> once for every image in the user's turns"))
+}

@@ -2,6 +2,7 @@
 //!
 //! Everything here gives the bytes that Pillow gives, because the models were trained on those.
 
+pub mod clip;
 mod decode;
 mod jpeg;
 pub mod pad;
