@@ -58,3 +58,53 @@ impl Checks {
         self.count
     }
 }
+
+/// Tensors of one safetensors file.
+pub(crate) struct Tensors {
+    bytes: Vec<u8>,
+}
+
+impl Tensors {
+    pub(crate) fn open(path: &std::path::Path) -> Self {
+        Self { bytes: std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())) }
+    }
+
+    fn parsed(&self) -> safetensors::SafeTensors<'_> {
+        safetensors::SafeTensors::deserialize(&self.bytes).unwrap()
+    }
+
+    /// Names in order.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.parsed().names().into_iter().map(String::from).collect();
+        names.sort();
+        names
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.parsed().tensor(name).is_ok()
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Vec<usize> {
+        self.parsed().tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).shape().to_vec()
+    }
+
+    pub(crate) fn f32(&self, name: &str) -> Vec<f32> {
+        let parsed = self.parsed();
+        let view = parsed.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
+        view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    pub(crate) fn ints(&self, name: &str) -> Vec<i32> {
+        let parsed = self.parsed();
+        let view = parsed.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(view.dtype(), safetensors::Dtype::I64, "{name}");
+        view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as i32).collect()
+    }
+}
+
+/// A JSON file of a fixture.
+pub(crate) fn json(path: &std::path::Path) -> serde_json::Value {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap()
+}
