@@ -6,7 +6,6 @@ pub mod chatml;
 pub mod grounding;
 pub mod grouping;
 pub mod merge;
-pub mod mpt_chat;
 pub mod qwen;
 pub mod sentencepiece;
 pub mod slow_tokenizer;
