@@ -1,1 +1,238 @@
 //! Command line types.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::device::DeviceSpec;
+
+/// Builds hallucination-aware instruction data for medical vision-language models, checks it, fine-tunes on it and
+/// judges the result.
+#[derive(Debug, Parser)]
+#[command(
+    name = "medtune",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Start here:\n  medtune run phantom                 the whole path on synthetic images, on the CPU\n  medtune plan phantom                what that would do, value by value\n  medtune recipes show phantom        the recipe file, to copy and change\n\nExit codes: 0 done, 1 a gate said no, 2 the work could not be done.\nNothing is sent over a network, and nothing is downloaded."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// What every verb understands.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Flags that every verb understands.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Print results (and errors) as JSON on standard output
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// Show no progress; results and errors are still printed
+    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    pub quiet: bool,
+    /// Where tensors live: cpu, wgpu[:i], vulkan[:i] or cuda[:i]; `medtune devices` lists them
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Everywhere")]
+    pub device: DeviceSpec,
+}
+
+/// A recipe with overrides, and where its results go.
+#[derive(Debug, Clone, Args)]
+pub struct RecipeArgs {
+    /// Name of an embedded recipe (`medtune recipes`) or path of a TOML file
+    pub recipe: String,
+    /// Run directory [default: run/<recipe name>]
+    #[arg(long, short, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Override a value, for example --set train.learning_rate=1e-4; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// A recipe for one stage.
+#[derive(Debug, Clone, Args)]
+pub struct StageArgs {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Run this stage even if nothing it depends on has changed
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a recipe from source rows to the report
+    ///
+    /// Walks the stages build, qc, encode, train, eval, judge and report. A stage whose inputs have not changed is
+    /// skipped; after an interrupt (or a kill) the same command continues.
+    #[command(
+        after_help = "Examples:\n  medtune run phantom\n  medtune run phantom --out /tmp/try --set train.max_steps=50\n  medtune run my_recipe.toml --device cuda:0"
+    )]
+    Run(RecipeArgs),
+    /// Show the resolved plan: every value with where it came from, and what it amounts to
+    ///
+    /// Nothing is run and nothing is written.
+    #[command(after_help = "Examples:\n  medtune plan phantom\n  medtune plan my_recipe.toml --set seed=7 --json")]
+    Plan(RecipeArgs),
+    /// Make instruction rows from the source: samples.jsonl
+    #[command(after_help = STAGE_HELP)]
+    Build(StageArgs),
+    /// Filter rows: each ends in kept.jsonl or, with a reason code, in rejected.jsonl
+    #[command(after_help = STAGE_HELP)]
+    Qc(StageArgs),
+    /// Check tokens and pixels of every kept row, before a device is touched
+    #[command(after_help = STAGE_HELP)]
+    Encode(StageArgs),
+    /// Train the adapter: adapter/
+    #[command(after_help = STAGE_HELP)]
+    Train(StageArgs),
+    /// Answer the held-out questions with the base and the tuned model: answers.jsonl
+    #[command(after_help = STAGE_HELP)]
+    Eval(StageArgs),
+    /// Judge the answers: verdicts.jsonl
+    #[command(after_help = STAGE_HELP)]
+    Judge(StageArgs),
+    /// Write the tables with intervals: report.json and report.html
+    #[command(after_help = STAGE_HELP)]
+    Report(StageArgs),
+    /// Answer one question about an image
+    #[command(
+        after_help = "Example:\n  medtune generate --model run/phantom/base --adapter run/phantom/adapter \\\n    --image scan.png --question \"Is there a nodule in the left lung?\""
+    )]
+    Generate(GenerateArgs),
+    /// Fold an adapter into its model and write a whole checkpoint
+    #[command(
+        after_help = "Example:\n  medtune merge --model run/phantom/base --adapter run/phantom/adapter --out merged"
+    )]
+    Merge(MergeArgs),
+    /// Look at the data of a recipe
+    #[command(subcommand)]
+    Data(DataVerb),
+    /// List model families, or inspect a checkpoint
+    #[command(after_help = "Examples:\n  medtune models\n  medtune models inspect path/to/checkpoint")]
+    Models {
+        /// What to do instead of listing.
+        #[command(subcommand)]
+        verb: Option<ModelsVerb>,
+    },
+    /// List data set readers
+    Datasets,
+    /// List recipes, or print one
+    #[command(after_help = "Examples:\n  medtune recipes\n  medtune recipes show phantom > my_recipe.toml")]
+    Recipes {
+        /// What to do instead of listing.
+        #[command(subcommand)]
+        verb: Option<RecipesVerb>,
+    },
+    /// List devices, compiled in or not
+    Devices,
+    /// Check that this machine and this build can work
+    Doctor {
+        /// Directory that must be writable
+        #[arg(long, short, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+    },
+    /// Explain a recipe, reader, model, stage, quality rule, metric or configuration key
+    #[command(
+        after_help = "Examples:\n  medtune explain phantom\n  medtune explain train.learning_rate\n  medtune explain train"
+    )]
+    Explain {
+        /// Name of the thing, as the lists show it
+        name: String,
+    },
+}
+
+const STAGE_HELP: &str = "Earlier stages run first where their results are missing or no longer hold.\nA stage whose inputs have not changed is skipped.";
+
+/// What `generate` needs.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    /// Checkpoint directory in Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Adapter directory in PEFT layout
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Image file; repeat for several images, leave out for none
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
+    /// What to ask; `<image>` marks the places of the images, in front of the text by default
+    #[arg(long, value_name = "TEXT")]
+    pub question: String,
+    /// Most tokens of the answer
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub max_new_tokens: usize,
+    /// 0 always takes the most likely token
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f64,
+    /// Beams; 1 means no beam search
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub num_beams: usize,
+    /// Seed of sampling
+    #[arg(long, default_value_t = 42, value_name = "N")]
+    pub seed: u64,
+}
+
+/// What `merge` needs.
+#[derive(Debug, Clone, Args)]
+pub struct MergeArgs {
+    /// Checkpoint directory of the model the adapter was trained on
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Adapter directory in PEFT layout
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Directory for the merged checkpoint
+    #[arg(long, short, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Ways to look at data.
+#[derive(Debug, Subcommand)]
+pub enum DataVerb {
+    /// Read every row and image of the source and count
+    ///
+    /// Exit code 1 if a row or an image cannot be used.
+    #[command(after_help = "Example:\n  medtune data check my_recipe.toml")]
+    Check(RecipeArgs),
+    /// Show one row as the model sees it: each token with its label and image span
+    #[command(after_help = "Example:\n  medtune data show phantom --row 12")]
+    Show {
+        /// The recipe.
+        #[command(flatten)]
+        recipe: RecipeArgs,
+        /// Position of the row in kept.jsonl, from 0
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        row: usize,
+    },
+    /// Look for test images and questions in the training rows
+    ///
+    /// Exit code 1 if there are any.
+    #[command(after_help = "Example:\n  medtune data leak my_recipe.toml")]
+    Leak(RecipeArgs),
+}
+
+/// Ways to look at models.
+#[derive(Debug, Subcommand)]
+pub enum ModelsVerb {
+    /// Family, sizes and tensors of a checkpoint, and whether it would load
+    Inspect {
+        /// Checkpoint directory in Hugging Face layout
+        dir: PathBuf,
+    },
+}
+
+/// Ways to look at recipes.
+#[derive(Debug, Subcommand)]
+pub enum RecipesVerb {
+    /// Print the file of a recipe
+    Show {
+        /// Its name
+        name: String,
+    },
+}

@@ -64,6 +64,7 @@ pub struct Setting {
 #[derive(Debug)]
 pub struct Config {
     keys: Vec<Key>,
+    sections: Vec<(String, String)>,
     default: Value,
     settings: Vec<Setting>,
     /// Everything wrong so far, one line each.
@@ -75,18 +76,26 @@ impl Config {
     #[must_use]
     pub fn new<T: Default + Serialize + JsonSchema>() -> Self {
         let default = serde_json::to_value(T::default()).unwrap_or_default();
-        let keys = keys_of::<T>(&default);
+        let schema = Value::from(schemars::schema_for!(T));
+        let (mut keys, mut sections) = (Vec::new(), Vec::new());
+        collect(&schema, &schema, "", &default, &mut keys, &mut sections);
         let settings = keys
             .iter()
             .map(|k| Setting { key: k.path.clone(), value: k.default.clone(), origin: Origin::Default })
             .collect();
-        Self { keys, default, settings, problems: Vec::new() }
+        Self { keys, sections, default, settings, problems: Vec::new() }
     }
 
     /// Known keys, in the order of the structs.
     #[must_use]
     pub fn keys(&self) -> &[Key] {
         &self.keys
+    }
+
+    /// Sections with their documentation, in the order of the structs.
+    #[must_use]
+    pub fn sections(&self) -> &[(String, String)] {
+        &self.sections
     }
 
     /// Every value with where it came from, in the order of [`Config::keys`].
@@ -201,7 +210,7 @@ impl Config {
     }
 
     fn is_section(&self, path: &str) -> bool {
-        self.keys.iter().any(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+        self.sections.iter().any(|(section, _)| section == path)
     }
 
     fn unknown(&mut self, path: &str, place: &Origin) {
@@ -231,7 +240,7 @@ impl Config {
         let last = |path: &'_ str| path.rsplit('.').next().unwrap_or_default().to_string();
         let name = last(path);
         let limit = 1 + name.chars().count() / 4;
-        let sections = self.keys.iter().filter_map(|k| k.path.rsplit_once('.')).map(|(section, _)| section);
+        let sections = self.sections.iter().map(|(section, _)| section.as_str());
         let all = self.keys.iter().map(|k| k.path.as_str()).chain(sections);
         all.map(|known| (edits(known, path).min(edits(&last(known), &name)), known))
             .filter(|(distance, _)| *distance <= limit)
@@ -358,29 +367,26 @@ fn at(mut value: Value, path: &str) -> Value {
     value
 }
 
-fn keys_of<T: JsonSchema>(default: &Value) -> Vec<Key> {
-    let schema = Value::from(schemars::schema_for!(T));
-    let mut keys = Vec::new();
-    collect(&schema, &schema, "", default, &mut keys);
-    keys
-}
-
-fn collect(root: &Value, schema: &Value, prefix: &str, default: &Value, keys: &mut Vec<Key>) {
+/// Walks a schema: leaves become keys, tables sections.
+fn collect(
+    root: &Value,
+    schema: &Value,
+    prefix: &str,
+    default: &Value,
+    keys: &mut Vec<Key>,
+    sections: &mut Vec<(String, String)>,
+) {
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
         let path = join(prefix, name);
         let resolved = resolve(root, property);
         let default = &default[name];
+        let doc = property["description"].as_str().or(resolved["description"].as_str()).unwrap_or_default();
+        let doc = doc.replace('\n', " ");
         if resolved["properties"].is_object() {
-            collect(root, &resolved, &path, default, keys);
+            sections.push((path.clone(), doc));
+            collect(root, &resolved, &path, default, keys, sections);
         } else {
-            let doc = property["description"].as_str().or(resolved["description"].as_str()).unwrap_or_default();
-            keys.push(Key {
-                path,
-                doc: doc.replace('\n', " "),
-                accepts: accepts(root, &resolved),
-                default: default.clone(),
-                schema: resolved,
-            });
+            keys.push(Key { path, doc, accepts: accepts(root, &resolved), default: default.clone(), schema: resolved });
         }
     }
 }

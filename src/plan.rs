@@ -96,7 +96,8 @@ impl Resolved {
             config.set::<Plan>(text);
         }
         let plan = config.finish::<Plan>();
-        if let Some(plan) = &plan {
+        // Checks across keys would only add noise to a recipe that was not found.
+        if let Some(plan) = plan.as_ref().filter(|_| !chain.is_empty()) {
             for (key, problem) in plan.problems() {
                 config.object(&key, &problem);
             }

@@ -1,1 +1,0 @@
-//! One function per verb; the only writer to stdout.

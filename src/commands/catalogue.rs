@@ -1,0 +1,154 @@
+//! Verbs that list and explain what is built in.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{columns, emit, first_line, print};
+use crate::{
+    cli::Global,
+    config::{Config, inline},
+    datasets::DATASETS,
+    error::{Error, Kind, Result},
+    metric::METRICS,
+    plan::Plan,
+    qc::RULES,
+    recipes::RECIPES,
+    stage::STAGES,
+};
+
+/// Something that has a name.
+#[derive(Debug, Clone, Serialize)]
+struct Entry {
+    kind: &'static str,
+    name: String,
+    doc: String,
+    #[serde(flatten)]
+    more: serde_json::Map<String, Value>,
+}
+
+impl Entry {
+    fn new(kind: &'static str, name: impl Into<String>, doc: impl Into<String>) -> Self {
+        Self { kind, name: name.into(), doc: doc.into(), more: serde_json::Map::new() }
+    }
+
+    fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.more.insert(key.into(), value.into());
+        self
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("{} ({})\n\n{}\n", self.name, self.kind, self.doc.trim());
+        if !self.more.is_empty() {
+            text.push('\n');
+            let shown = |v: &Value| match v {
+                Value::String(s) => s.clone(),
+                Value::Array(all) => all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+                other => inline(other).unwrap_or_else(|| "not set".into()),
+            };
+            let rows: Vec<_> = self.more.iter().map(|(k, v)| vec![format!("{k}:"), shown(v)]).collect();
+            text.push_str(&columns(&rows));
+        }
+        text
+    }
+}
+
+fn list(global: &Global, entries: &[Entry], help: &str) -> Result<()> {
+    emit(global, entries, || {
+        let rows: Vec<_> = entries.iter().map(|e| vec![e.name.clone(), first_line(&e.doc).to_string()]).collect();
+        format!("{}\n{help}", columns(&rows))
+    })
+}
+
+fn model_entries() -> Vec<Entry> {
+    Vec::new()
+}
+
+fn dataset_entries() -> Vec<Entry> {
+    DATASETS.iter().map(|d| Entry::new("data set reader", d.name(), d.doc())).collect()
+}
+
+fn recipe_entries() -> Vec<Entry> {
+    RECIPES.iter().map(|r| Entry::new("recipe", r.name(), r.about())).collect()
+}
+
+pub(super) fn models(global: &Global) -> Result<()> {
+    list(global, &model_entries(), "`medtune explain NAME` says more; `medtune models inspect DIR` reads a checkpoint")
+}
+
+pub(super) fn inspect(_global: &Global, dir: &Path) -> Result<()> {
+    Err(Error::new(Kind::Run, "not available").at(dir.display()))
+}
+
+pub(super) fn datasets(global: &Global) -> Result<()> {
+    list(global, &dataset_entries(), "`medtune explain NAME` says more; a recipe selects one by `data.source`")
+}
+
+pub(super) fn recipes(global: &Global) -> Result<()> {
+    list(global, &recipe_entries(), "`medtune recipes show NAME` prints the file; `medtune run NAME` runs it")
+}
+
+pub(super) fn recipe(global: &Global, name: &str) -> Result<()> {
+    let found = RECIPES.iter().find(|r| r.name() == name).ok_or_else(|| {
+        Error::new(Kind::Config, "unknown recipe")
+            .expected(RECIPES.iter().map(|r| r.name()).collect::<Vec<_>>().join(", "))
+            .found(name)
+            .help("`medtune recipes` lists them")
+    })?;
+    match global.json {
+        true => emit(global, json!({ "name": name, "toml": found.template() }), String::new),
+        false => print(found.template()),
+    }
+}
+
+/// Everything that `explain` knows.
+fn all_entries() -> Vec<Entry> {
+    let mut all = recipe_entries();
+    all.extend(dataset_entries());
+    all.extend(model_entries());
+    for stage in STAGES {
+        let entry = Entry::new("stage", stage.name, stage.about);
+        all.push(entry.with("reads", stage.reads).with("writes", stage.writes).with("depends on", stage.sections));
+    }
+    let recipe_rules = RECIPES.iter().flat_map(|r| r.rules());
+    for rule in RULES.iter().chain(recipe_rules) {
+        if !all.iter().any(|e| e.kind == "quality rule" && e.name == rule.code()) {
+            all.push(Entry::new("quality rule", rule.code(), rule.doc()));
+        }
+    }
+    for metric in METRICS {
+        all.push(Entry::new("metric", metric.key, metric.about).with("signature", metric.signature));
+    }
+    let config = Config::new::<Plan>();
+    for key in config.keys() {
+        let entry = Entry::new("key of a recipe file", key.path.clone(), key.doc.clone());
+        all.push(entry.with("accepts", key.accepts.clone()).with("default", key.default.clone()));
+    }
+    for (section, doc) in config.sections() {
+        let keys: Vec<_> = config.keys().iter().filter(|k| k.path.starts_with(&format!("{section}."))).collect();
+        let mut entry = Entry::new("section of a recipe file", section, doc);
+        for key in keys {
+            entry = entry.with(&key.path, key.doc.clone());
+        }
+        all.push(entry);
+    }
+    all
+}
+
+pub(super) fn explain(global: &Global, name: &str) -> Result<()> {
+    let all = all_entries();
+    let exact: Vec<_> = all.iter().filter(|e| e.name == name).cloned().collect();
+    let found = match exact.is_empty() {
+        // The last part of a key is enough when nothing has the whole name.
+        true => all.iter().filter(|e| e.name.rsplit('.').next() == Some(name)).cloned().collect(),
+        false => exact,
+    };
+    if found.is_empty() {
+        let near = all.iter().map(|e| (strsim::damerau_levenshtein(&e.name, name), &e.name)).min();
+        let near = near.map_or(String::new(), |(_, n)| format!("; the nearest name is `{n}`"));
+        return Err(Error::new(Kind::Config, format!("nothing is called `{name}`{near}"))
+            .help("`medtune recipes`, `datasets`, `models` and `plan` list names"));
+    }
+    emit(global, &found, || found.iter().map(Entry::text).collect::<Vec<_>>().join("\n\n"))
+}

@@ -1,0 +1,127 @@
+//! One function per verb. This module is the only writer to standard output: results and nothing else, as text or, with
+//! `--json`, as one JSON value.
+
+use std::{error::Error as _, io::Write};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{
+    cli::{Cli, DataVerb, Global, ModelsVerb, RecipesVerb, Verb},
+    error::{Error, Kind, Result},
+    progress::Progress,
+    stage::Ctx,
+};
+
+mod catalogue;
+mod data;
+mod machine;
+mod run;
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// Whatever stopped it; [`Kind::exit_code`] says with which code to exit.
+pub fn run(cli: Cli) -> Result<()> {
+    let g = &cli.global;
+    match cli.verb {
+        Verb::Run(args) => run::stages(g, &args, "report", false),
+        Verb::Build(a) => run::stages(g, &a.recipe, "build", a.force),
+        Verb::Qc(a) => run::stages(g, &a.recipe, "qc", a.force),
+        Verb::Encode(a) => run::stages(g, &a.recipe, "encode", a.force),
+        Verb::Train(a) => run::stages(g, &a.recipe, "train", a.force),
+        Verb::Eval(a) => run::stages(g, &a.recipe, "eval", a.force),
+        Verb::Judge(a) => run::stages(g, &a.recipe, "judge", a.force),
+        Verb::Report(a) => run::stages(g, &a.recipe, "report", a.force),
+        Verb::Plan(args) => run::plan(g, &args),
+        Verb::Generate(args) => run::generate(g, &args),
+        Verb::Merge(args) => run::merge(g, &args),
+        Verb::Data(DataVerb::Check(args)) => data::check(g, &args),
+        Verb::Data(DataVerb::Show { recipe, row }) => data::show(g, &recipe, row),
+        Verb::Data(DataVerb::Leak(args)) => data::leak(g, &args),
+        Verb::Models { verb: None } => catalogue::models(g),
+        Verb::Models { verb: Some(ModelsVerb::Inspect { dir }) } => catalogue::inspect(g, &dir),
+        Verb::Datasets => catalogue::datasets(g),
+        Verb::Recipes { verb: None } => catalogue::recipes(g),
+        Verb::Recipes { verb: Some(RecipesVerb::Show { name }) } => catalogue::recipe(g, &name),
+        Verb::Devices => machine::devices(g),
+        Verb::Doctor { out } => machine::doctor(g, &out),
+        Verb::Explain { name } => catalogue::explain(g, &name),
+    }
+}
+
+/// Says what went wrong: on standard error, or with `json` as an object on standard output.
+pub fn print_error(error: &Error, json: bool) {
+    let mut causes = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    if json {
+        let value = json!({
+            "error": error.to_string(),
+            "caused_by": causes,
+            "help": error.help_line(),
+            "exit_code": error.kind().exit_code(),
+        });
+        // Nothing is left to be done if even this cannot be printed.
+        let _ = print(&format!("{value:#}"));
+        return;
+    }
+    let mut text = format!("error: {error}\n");
+    for cause in causes {
+        text.push_str(&format!("caused by: {cause}\n"));
+    }
+    if let Some(help) = error.help_line() {
+        text.push_str(&format!("help: {help}\n"));
+    }
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Prints a result: `value` for machines, `text` for people.
+fn emit(global: &Global, value: impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+    if global.json {
+        let value = serde_json::to_string_pretty(&value)
+            .map_err(|e| Error::new(Kind::Run, "result has no JSON form").source(e))?;
+        print(&value)
+    } else {
+        print(&text())
+    }
+}
+
+/// Prints to standard output; that nobody reads on is no failure.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", e)),
+        _ => Ok(()),
+    }
+}
+
+/// Context of a verb that works on a device; signals end it at a safe point.
+fn context(global: &Global) -> Result<Ctx> {
+    let progress = if global.quiet { Progress::Silent } else { Progress::detect() };
+    let ctx = Ctx::new(global.device.clone(), progress)?;
+    crate::run::stop_on_signals(&ctx.stop)?;
+    Ok(ctx)
+}
+
+/// Columns of text, each as wide as its widest cell.
+fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// First line of a doc text.
+fn first_line(doc: &str) -> &str {
+    doc.trim().lines().next().unwrap_or_default()
+}
