@@ -126,7 +126,9 @@ fn encode(processor: &dyn Processor, sample: &Sample, max_length: usize) -> Resu
     let row = processor.encode(sample)?;
     let error = |what: &str| Error::new(Kind::Data, what).at(&sample.id);
     if max_length > 0 && row.input_ids.len() > max_length {
-        return Err(error("row is too long").expected(format!("at most {max_length} positions")).found(row.input_ids.len()));
+        return Err(error("row is too long")
+            .expected(format!("at most {max_length} positions"))
+            .found(row.input_ids.len()));
     }
     if row.supervised() == 0 {
         return Err(error("row has nothing to learn from").expected("an answer").found("no supervised token"));

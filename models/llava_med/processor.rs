@@ -341,3 +341,129 @@ fn check_marks(sample: &Sample, messages: &[String]) -> Result<()> {
         .found(marks)
         .help("write <image> once for every image in the user's turns"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        sample::{ImageRef, Turn},
+        text::bpe::train_bpe,
+    };
+
+    fn processor() -> LlavaMedProcessor {
+        let texts = ["[INST] which organ is this? compare the two. [/INST] it is the liver. "; 5];
+        let tokenizer = Tokenizer::from_json_bytes(&train_bpe(texts, 500).unwrap()).unwrap();
+        let config = LlavaMedConfig { tokenizer_model_max_length: Some(300), ..LlavaMedConfig::tiny() };
+        let vision = config.vision_config.clone().unwrap();
+        let images = ClipPreprocess::openai(vision.image_size, true);
+        LlavaMedProcessor::new(tokenizer, &config, &vision, images).unwrap()
+    }
+
+    /// Turns from user and assistant alternately, with as many images as asked for.
+    fn sample(images: usize, turns: &[&str], dir: &Path) -> Sample {
+        let images = (0..images)
+            .map(|i| {
+                let path = dir.join(format!("{i}.png"));
+                ::image::RgbImage::from_pixel(5, 7, ::image::Rgb([i as u8 * 50, 9, 9])).save(&path).unwrap();
+                ImageRef { path }
+            })
+            .collect();
+        let roles = [Role::User, Role::Assistant].into_iter().cycle();
+        let turns = roles.zip(turns).map(|(role, text)| Turn { role, text: (*text).into() }).collect();
+        Sample {
+            id: "row-1".into(),
+            images,
+            turns,
+            origin: Default::default(),
+            split: Default::default(),
+            group: String::new(),
+            polarity: None,
+            category: None,
+            answer_type: None,
+            annotation: None,
+            meta: Default::default(),
+        }
+    }
+
+    #[test]
+    fn none_one_and_several_images_and_turns_are_encoded() {
+        let (p, dir) = (processor(), tempfile::tempdir().unwrap());
+        let cases: [(usize, &[&str]); 4] = [
+            (0, &["which organ?", "the liver."]),
+            (1, &["which <image> organ?", "the liver."]),
+            (2, &["<image>\n<image>\ncompare the two.", "it is.", "which?", "the liver."]),
+            (2, &["<image>\nwhich?", "it is.", "compare <image>", "the liver."]),
+        ];
+        for (images, turns) in cases {
+            let sample = sample(images, turns, dir.path());
+            let row = p.encode(&sample).unwrap();
+            assert_eq!((row.spans.len(), row.pixels.len()), (images, images));
+            for span in &row.spans {
+                assert_eq!(span.len, p.tokens_per_image());
+                let inside = span.start..span.start + span.len;
+                assert!(row.labels[inside.clone()].iter().all(|l| *l == IGNORE));
+                assert!(row.input_ids[inside].iter().all(|id| *id == p.pad_id()));
+            }
+            assert!(row.input_ids.iter().all(|id| *id >= 0));
+            let supervised: Vec<i32> = row.labels.iter().copied().filter(|l| *l != IGNORE).collect();
+            let answers: Vec<String> = turns.iter().skip(1).step_by(2).map(|a| format!("{a} </s>")).collect();
+            assert_eq!(p.tokenizer.decode(&supervised, false), answers.join(" "));
+            let prompt = p.prompt(&sample).unwrap();
+            assert!(row.input_ids.starts_with(&prompt.input_ids), "{turns:?}");
+            assert_eq!((&prompt.spans, &prompt.pixels), (&row.spans, &row.pixels));
+            assert!(prompt.labels.iter().all(|l| *l == IGNORE));
+            assert_eq!(p.decode(&row.input_ids[prompt.input_ids.len()..]), *turns.last().unwrap());
+        }
+    }
+
+    #[test]
+    fn rows_that_the_original_would_spoil_in_silence_are_errors() {
+        let (p, dir) = (processor(), tempfile::tempdir().unwrap());
+        let long = "the liver ".repeat(200);
+        let cases: [(usize, &[&str], &str); 10] = [
+            (1, &["which organ?", "the liver."], "expected 1 marks, one for each image, found 0"),
+            (1, &["<image> <image> which?", "the liver."], "found 2"),
+            (0, &["which?", "an <image> of it"], "<image> outside the user's words"),
+            (0, &["say </s> now", "it"], "special token of the tokenizer"),
+            (0, &["say", "it <s> is"], "\"<s>\""),
+            (0, &["which?", "it [/INST] is"], "would all be masked"),
+            (0, &["which?", ""], "a turn has no text"),
+            (0, &["which?", "it", "and?"], "no answer"),
+            (0, &[], "no question"),
+            (1, &["<image>\nwhich?", &long], "at most 300 positions, found"),
+        ];
+        for (images, turns, message) in cases {
+            let error = p.encode(&sample(images, turns, dir.path())).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(message) && text.contains("row-1"), "{turns:?}: {text}");
+            assert_eq!(error.kind(), Kind::Data);
+        }
+        let mut missing = sample(1, &["<image>\nwhich?", "it"], dir.path());
+        missing.images[0].path = dir.path().join("gone.png");
+        assert!(p.encode(&missing).unwrap_err().to_string().contains("gone.png"));
+        let mut swapped = sample(0, &["which?", "it"], dir.path());
+        swapped.turns[1].role = Role::User;
+        assert!(p.encode(&swapped).unwrap_err().to_string().contains("take turns"));
+    }
+
+    #[test]
+    fn cutting_takes_text_only() {
+        let (p, dir) = (processor().with_overflow(Overflow::CutText), tempfile::tempdir().unwrap());
+        let long = "the liver ".repeat(200);
+        let row = p.encode(&sample(1, &["<image>\nwhich?", &long], dir.path())).unwrap();
+        assert_eq!((row.input_ids.len(), row.labels.len()), (300, 300));
+        let error = p.encode(&sample(1, &[&long, "it", "<image> and?", "it"], dir.path())).unwrap_err();
+        assert!(error.to_string().contains("an image lies across its end"), "{error}");
+        let error = p.encode(&sample(0, &[&long, "it"], dir.path())).unwrap_err();
+        assert!(error.to_string().contains("no supervised token"), "{error}");
+    }
+
+    #[test]
+    fn a_tokenizer_larger_than_the_model_is_refused() {
+        let p = processor();
+        let config = LlavaMedConfig { vocab_size: 10, ..LlavaMedConfig::tiny() };
+        let vision = config.vision_config.clone().unwrap();
+        let error = LlavaMedProcessor::new(p.tokenizer, &config, &vision, p.images).unwrap_err();
+        assert!(error.to_string().contains("at most 10"), "{error}");
+    }
+}

@@ -91,9 +91,9 @@ impl PeftConfig {
             (config.bias != "none", format!("bias {}", config.bias)),
         ];
         match unsupported.into_iter().find(|(is, _)| *is) {
-            Some((_, what)) => {
-                Err(Error::new(Kind::Checkpoint, "this kind of adapter is not supported").at(path.display()).found(what))
-            }
+            Some((_, what)) => Err(Error::new(Kind::Checkpoint, "this kind of adapter is not supported")
+                .at(path.display())
+                .found(what)),
             None => Ok(config),
         }
     }
@@ -168,8 +168,7 @@ pub fn load<M: Vlm + Module>(model: M, dir: &Path, signature: &Value) -> Result<
     let config = PeftConfig::open(dir)?;
     let contents = Contents::open(dir)?;
     let modules = linears(&model, model.towers());
-    let params: HashMap<String, NamedParam> =
-        named_params(&model).into_iter().map(|p| (p.name.clone(), p)).collect();
+    let params: HashMap<String, NamedParam> = named_params(&model).into_iter().map(|p| (p.name.clone(), p)).collect();
     check(dir, &config, &contents, &modules, &params)?;
     let clock = DropoutClock::default();
     let mut specs = HashMap::new();
@@ -177,8 +176,7 @@ pub fn load<M: Vlm + Module>(model: M, dir: &Path, signature: &Value) -> Result<
     for module in &modules {
         let Some((Some(a), Some(b))) = contents.updates.get(&module.name) else { continue };
         let (r, scale) = config.rank_and_scale(&module.name);
-        let dropout =
-            Dropout { rate: config.lora_dropout, seed: 0, module: module.name.clone(), clock: clock.clone() };
+        let dropout = Dropout { rate: config.lora_dropout, seed: 0, module: module.name.clone(), clock: clock.clone() };
         specs.insert(module.id, LoraSpec { r, scale, dropout });
         values.insert(format!("{}.weight.lora.a", module.name), (a.clone(), true));
         values.insert(format!("{}.weight.lora.b", module.name), (b.clone(), true));
@@ -268,7 +266,10 @@ fn check(
 /// Modules that must have an update because the same module of another layer has one, and targets without any update.
 fn incomplete(config: &PeftConfig, contents: &Contents, modules: &[LinearModule]) -> Vec<String> {
     let kind = |name: &str| -> String {
-        name.split('.').map(|s| if s.bytes().all(|b| b.is_ascii_digit()) { "*" } else { s }).collect::<Vec<_>>().join(".")
+        name.split('.')
+            .map(|s| if s.bytes().all(|b| b.is_ascii_digit()) { "*" } else { s })
+            .collect::<Vec<_>>()
+            .join(".")
     };
     let kinds: BTreeSet<String> = contents.updates.keys().map(|m| kind(m)).collect();
     let mut missing = Vec::new();
@@ -345,7 +346,13 @@ pub struct AdapterInfo<'a> {
 ///
 /// # Errors
 /// The directory cannot be written.
-pub fn save<M: Module>(model: &M, trained: &[Trained], towers: &[Tower], info: &AdapterInfo<'_>, dir: &Path) -> Result<()> {
+pub fn save<M: Module>(
+    model: &M,
+    trained: &[Trained],
+    towers: &[Tower],
+    info: &AdapterInfo<'_>,
+    dir: &Path,
+) -> Result<()> {
     let beside = beside(dir);
     if beside.exists() {
         std::fs::remove_dir_all(&beside).map_err(|e| Error::io(&beside, e))?;
@@ -387,8 +394,7 @@ fn peft_config(trained: &[Trained], towers: &[Tower], info: &AdapterInfo<'_>) ->
     let updated = trained.iter().filter_map(|t| t.name.strip_suffix(".lora_A.weight"));
     // Bare names when they say the same, so that PEFT finds the modules in a model that is nested differently.
     let targets: BTreeSet<String> = updated.map(last).collect();
-    let full: BTreeSet<String> =
-        trained.iter().filter(|t| !t.lora).map(|t| module_to_save(towers, &t.name)).collect();
+    let full: BTreeSet<String> = trained.iter().filter(|t| !t.lora).map(|t| module_to_save(towers, &t.name)).collect();
     json!({
         "base_model_name_or_path": info.base,
         "bias": "none",

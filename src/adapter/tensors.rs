@@ -38,9 +38,7 @@ impl HostTensor {
 pub fn write(path: &Path, tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
     let bytes: Vec<(&str, &[usize], Vec<u8>)> = tensors
         .iter()
-        .map(|(name, t)| {
-            (name.as_str(), t.shape.as_slice(), t.values.iter().flat_map(|v| v.to_le_bytes()).collect())
-        })
+        .map(|(name, t)| (name.as_str(), t.shape.as_slice(), t.values.iter().flat_map(|v| v.to_le_bytes()).collect()))
         .collect();
     let failed = |e: safetensors::SafeTensorError| {
         Error::new(Kind::Checkpoint, "tensors cannot be written").at(path.display()).source(e)

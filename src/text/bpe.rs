@@ -7,6 +7,21 @@ use serde_json::{Value, json};
 use super::sentencepiece::SPACE;
 use crate::error::{Error, Kind, Result};
 
+/// The `tokenizer_config.json` that belongs beside a trained `tokenizer.json`.
+pub const TOKENIZER_CONFIG: &str = r#"{
+  "add_bos_token": true,
+  "add_eos_token": false,
+  "bos_token": "<s>",
+  "clean_up_tokenization_spaces": false,
+  "eos_token": "</s>",
+  "legacy": true,
+  "pad_token": "<unk>",
+  "padding_side": "right",
+  "tokenizer_class": "LlamaTokenizerFast",
+  "unk_token": "<unk>"
+}
+"#;
+
 const SPECIALS: [&str; 3] = ["<unk>", "<s>", "</s>"];
 
 /// Trains on `texts` and returns the bytes of a `tokenizer.json` that behaves like Llama's: `<unk>` 0, `<s>` 1, `</s>`

@@ -79,10 +79,8 @@ impl Loaded {
     pub fn restore(&mut self, optimizer: &mut AdamW, trained: &[Trained], device: &Device) {
         for (i, t) in trained.iter().enumerate() {
             optimizer.steps[i] = self.state.updates.get(&t.name).copied().unwrap_or(0);
-            optimizer.moments[i] = self.moments.remove(&t.name).map(|(m, v)| Moments {
-                m: flat(m, device),
-                v: flat(v, device),
-            });
+            optimizer.moments[i] =
+                self.moments.remove(&t.name).map(|(m, v)| Moments { m: flat(m, device), v: flat(v, device) });
         }
     }
 
@@ -125,19 +123,15 @@ pub fn save(
             let last = steps(dir).last().map_or("the beginning".to_string(), |s| format!("{PREFIX}{s}"));
             Err(Error::new(Kind::Run, "cannot write a checkpoint")
                 .at(place.display())
-                .help(format!("make room or repair permissions, then run the same command again; it continues from {last}"))
+                .help(format!(
+                    "make room or repair permissions, then run the same command again; it continues from {last}"
+                ))
                 .source(e))
         }
     }
 }
 
-fn write(
-    dir: &Path,
-    state: &State,
-    trained: &[Trained],
-    values: Vec<Tensor<1>>,
-    optimizer: &AdamW,
-) -> Result<()> {
+fn write(dir: &Path, state: &State, trained: &[Trained], values: Vec<Tensor<1>>, optimizer: &AdamW) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     }
@@ -155,14 +149,15 @@ fn write(
     }
     tensors::write(&dir.join(TRAINED), &weights)?;
     tensors::write(&dir.join(OPTIMIZER), &moments)?;
-    let text = serde_json::to_vec_pretty(&state).map_err(|e| Error::new(Kind::Run, "state has no JSON form").source(e))?;
+    let text =
+        serde_json::to_vec_pretty(&state).map_err(|e| Error::new(Kind::Run, "state has no JSON form").source(e))?;
     run_dir::write_atomic(&dir.join(STATE), &text)?;
     let mut manifest = BTreeMap::new();
     for name in [TRAINED, OPTIMIZER, STATE] {
         manifest.insert(name, run_dir::sha256(&dir.join(name))?);
     }
-    let text =
-        serde_json::to_vec_pretty(&manifest).map_err(|e| Error::new(Kind::Run, "manifest has no JSON form").source(e))?;
+    let text = serde_json::to_vec_pretty(&manifest)
+        .map_err(|e| Error::new(Kind::Run, "manifest has no JSON form").source(e))?;
     run_dir::write_atomic(&dir.join(MANIFEST), &text)
 }
 

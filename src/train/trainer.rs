@@ -317,9 +317,10 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
         let patience = self.job.config.early_stopping_patience;
         if patience > 0 && self.state.evaluations_without_gain >= patience {
             self.state.stopped_early = true;
-            self.job.ctx.progress.say(&format!(
-                "stopping early at step {step}: {patience} evaluations without improvement"
-            ));
+            self.job
+                .ctx
+                .progress
+                .say(&format!("stopping early at step {step}: {patience} evaluations without improvement"));
             return self.save();
         }
         Ok(())
@@ -354,13 +355,7 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
             model = params::replace(model, &self.trained, values);
             weights_of_step = best.step;
         }
-        Ok(Finished {
-            model,
-            trained: self.trained,
-            coverage: self.coverage,
-            state: self.state,
-            weights_of_step,
-        })
+        Ok(Finished { model, trained: self.trained, coverage: self.coverage, state: self.state, weights_of_step })
     }
 
     fn bad_loss(&self, batch: &Batch, loss: &Loss) -> Error {
@@ -382,9 +377,9 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
     }
 
     fn numeric(&self, what: &str) -> Error {
-        let kept = checkpoint::steps(self.job.dir).last().map_or(String::new(), |s| {
-            format!("; {}{s} is the last good checkpoint", checkpoint::PREFIX)
-        });
+        let kept = checkpoint::steps(self.job.dir)
+            .last()
+            .map_or(String::new(), |s| format!("; {}{s} is the last good checkpoint", checkpoint::PREFIX));
         Error::new(Kind::Numeric, what)
             .at(format!("step {}", self.state.step + 1))
             .help(format!("lower train.learning_rate, or look at these rows with `medtune data show`{kept}"))
