@@ -16,10 +16,11 @@ use crate::{
         decoder::{DecoderContext, LayerCache},
         visit::{NamedParam, named_params},
     },
-    vlm::{Tower, Vlm},
+    vlm::{Processor, Tower, Vlm},
     weights::SaveOptions,
 };
 
+pub mod embedded;
 pub mod llava_med;
 
 /// `[model]` of a recipe.
@@ -34,6 +35,29 @@ pub struct ModelConfig {
     pub preset: String,
     /// Directory with other weights for the vision tower.
     pub vision_tower: Option<PathBuf>,
+}
+
+impl ModelConfig {
+    /// How its checkpoint is loaded.
+    #[must_use]
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions { vision_tower: self.vision_tower.clone(), dtype: None }
+    }
+
+    /// The preset that is initialised when there is no checkpoint.
+    ///
+    /// # Errors
+    /// There is no such family or preset.
+    pub fn preset(&self) -> Result<&'static Preset> {
+        let presets = find(&self.name)?.presets;
+        presets.iter().find(|p| p.name == self.preset).ok_or_else(|| {
+            Error::new(Kind::Config, "unknown preset")
+                .at("model.preset")
+                .expected(presets.iter().map(|p| p.name).collect::<Vec<_>>().join(", "))
+                .found(&self.preset)
+                .help("`medtune models` lists the presets")
+        })
+    }
 }
 
 impl Default for ModelConfig {
@@ -74,6 +98,8 @@ pub struct Preset {
     pub name: &'static str,
     /// One line about it.
     pub about: &'static str,
+    /// Tokens of its vocabulary.
+    pub vocab_size: usize,
 }
 
 /// A model family.
@@ -94,6 +120,8 @@ pub struct ModelDef {
     pub empty: fn(preset: &str, device: &Device) -> Result<(AnyVlm, usize)>,
     /// A checkpoint directory.
     pub load: fn(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm>,
+    /// The host side of a checkpoint directory.
+    pub processor: fn(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Processor>>,
 }
 
 /// All families.
@@ -146,6 +174,14 @@ pub fn detect(dir: &Path) -> Result<&'static ModelDef> {
 /// As [`detect`]; an unsupported config, or weights that do not fit it.
 pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm> {
     (detect(dir)?.load)(dir, options, device)
+}
+
+/// Reads the host side (tokenizer, prompts, image rules) of the checkpoint at `dir`, whatever its family.
+///
+/// # Errors
+/// As [`detect`]; files that are missing or do not fit each other.
+pub fn processor(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Processor>> {
+    (detect(dir)?.processor)(dir, options)
 }
 
 /// One line of the table of models.

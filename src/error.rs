@@ -46,6 +46,7 @@ pub struct Error(Box<Parts>);
 
 struct Parts {
     kind: Kind,
+    code: Option<&'static str>,
     what: String,
     at: Option<String>,
     expected: Option<String>,
@@ -59,6 +60,7 @@ impl Error {
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
         Self(Box::new(Parts {
             kind,
+            code: None,
             what: what.into(),
             at: None,
             expected: None,
@@ -77,6 +79,13 @@ impl Error {
             _ => "check the disk and the path",
         };
         Self::new(Kind::Run, "cannot read or write a file").at(path.as_ref().display()).help(help).source(source)
+    }
+
+    /// Stable snake_case name of the reason, where rows that fail with it are counted.
+    #[must_use]
+    pub fn code(mut self, code: &'static str) -> Self {
+        self.0.code = Some(code);
+        self
     }
 
     /// Where it happened: a path, a row id, a tensor name, a key.
@@ -118,6 +127,16 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.0.kind
+    }
+
+    /// Stable name of the reason; by default one for its kind.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        self.0.code.unwrap_or(match self.0.kind {
+            Kind::Image => "image_error",
+            Kind::Text => "text_error",
+            _ => "row_error",
+        })
     }
 
     /// The `help:` line, without its label.

@@ -84,7 +84,8 @@ impl Manifest {
         let mut inputs = Hashes::new();
         inputs.insert("program".into(), env!("CARGO_PKG_VERSION").into());
         for section in stage.sections.iter().chain(&["recipe", "seed"]) {
-            inputs.insert(format!("[{section}]"), sha256_bytes(sections[section].to_string().as_bytes()));
+            let value = sections.pointer(&format!("/{}", section.replace('.', "/"))).unwrap_or_default();
+            inputs.insert(format!("[{section}]"), sha256_bytes(value.to_string().as_bytes()));
         }
         if stage.device {
             inputs.insert("device".into(), ctx.device_spec.kind().into());

@@ -38,8 +38,8 @@ pub static DEF: ModelDef = ModelDef {
     about: "LLaVA-Med v1.5: CLIP ViT, MLP projector, Mistral",
     model_types: &["llava_mistral"],
     presets: &[
-        Preset { name: "v1.5-7b", about: "microsoft/llava-med-v1.5-mistral-7b" },
-        Preset { name: "tiny", about: "the same architecture, trained in minutes on two CPU cores" },
+        Preset { name: "v1.5-7b", about: "microsoft/llava-med-v1.5-mistral-7b", vocab_size: 32_000 },
+        Preset { name: "tiny", about: "the same architecture, trained in minutes on two CPU cores", vocab_size: 1536 },
     ],
     lora_targets: &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     init: |preset, vocab_size, seed, device| weights::init(preset, vocab_size, seed, device).map(AnyVlm::LlavaMed),
@@ -49,6 +49,10 @@ pub static DEF: ModelDef = ModelDef {
         Ok((AnyVlm::LlavaMed(LlavaMed::new(&config, device)?), tokens))
     },
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::LlavaMed),
+    processor: |dir, options| {
+        let processor = processor::LlavaMedProcessor::load(dir, options.vision_tower.as_deref())?;
+        Ok(Box::new(processor))
+    },
 };
 
 const TOWERS: &[Tower] = &[

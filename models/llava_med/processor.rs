@@ -214,6 +214,7 @@ impl LlavaMedProcessor {
         }
         if out.spans.len() != sample.images.len() {
             return Err(Error::new(Kind::Data, "the prompt does not hold every image once")
+                .code("image_count")
                 .at(&sample.id)
                 .expected(sample.images.len())
                 .found(out.spans.len()));
@@ -236,6 +237,7 @@ impl LlavaMedProcessor {
         let images = row.spans.len() * self.features;
         let what = if whole { "a row is too long" } else { "a row is too long, and an image lies across its end" };
         Err(Error::new(Kind::Data, what)
+            .code("over_long")
             .at(&row.id)
             .expected(format!("at most {} positions", self.max_length))
             .found(format!("{length}, {images} of them for images"))
@@ -259,6 +261,7 @@ impl Processor for LlavaMedProcessor {
         let conversation = self.conversation(sample, true)?;
         if !conversation.messages.len().is_multiple_of(2) {
             return Err(Error::new(Kind::Data, "the last question of a row has no answer")
+                .code("no_answer")
                 .at(&sample.id)
                 .help("complete the row or leave it out"));
         }
@@ -271,6 +274,7 @@ impl Processor for LlavaMedProcessor {
         let mut row = self.expand(sample, row)?;
         if row.supervised() == 0 {
             return Err(Error::new(Kind::Data, "a row has no supervised token")
+                .code("no_supervised")
                 .at(&sample.id)
                 .found(format!("{} positions, all masked", row.input_ids.len()))
                 .help("its answers were cut off; shorten the question or leave the row out"));
@@ -336,6 +340,7 @@ fn check_marks(sample: &Sample, messages: &[String]) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Data, "the number of <image> marks is not the number of images")
+        .code("image_count")
         .at(&sample.id)
         .expected(format!("{} marks, one for each image", sample.images.len()))
         .found(marks)

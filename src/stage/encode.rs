@@ -1,1 +1,279 @@
 //! Token and pixel check of every kept row, before a device is touched.
+//!
+//! What cannot be encoded moves from `kept.jsonl` to `rejected.jsonl` with its reason; `encode.json` has the counts.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{Ctx, Summary};
+use crate::{
+    device::DeviceSpec,
+    error::{Error, Kind, Result},
+    models::{self, embedded},
+    plan::{EMBEDDED, Plan},
+    run_dir::RunDir,
+    sample::{Sample, Split},
+    text::bpe::train_bpe,
+    vlm::{Encoded, Processor},
+    weights::SaveOptions,
+};
+
+/// A row that was taken out of the data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RejectedRow {
+    /// The row.
+    pub sample: Sample,
+    /// Reason code.
+    pub code: String,
+    /// What exactly was wrong.
+    pub detail: String,
+}
+
+/// Smallest, middle and largest of some counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Smallest.
+    pub min: usize,
+    /// Half of the counts are below.
+    pub median: usize,
+    /// Largest.
+    pub max: usize,
+    /// Sum.
+    pub sum: usize,
+}
+
+impl Spread {
+    /// Of counts in any order; zeros for none.
+    #[must_use]
+    pub fn of(mut counts: Vec<usize>) -> Self {
+        counts.sort_unstable();
+        match counts.as_slice() {
+            [] => Self::default(),
+            all => Self { min: all[0], median: all[all.len() / 2], max: all[all.len() - 1], sum: all.iter().sum() },
+        }
+    }
+}
+
+/// `encode.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EncodeReport {
+    /// Rows of `kept.jsonl` before.
+    pub rows_in: usize,
+    /// Rows that can be encoded.
+    pub rows_ok: usize,
+    /// Rows that moved to `rejected.jsonl`.
+    pub rows_rejected: usize,
+    /// Rejected rows by reason code.
+    pub codes: BTreeMap<String, usize>,
+    /// Rows by split.
+    pub splits: BTreeMap<String, usize>,
+    /// Positions of a row, images included.
+    pub positions: Spread,
+    /// Positions of a row that images take.
+    pub image_positions: Spread,
+    /// Supervised positions of a row to train on.
+    pub supervised: Spread,
+    /// What decides how a row becomes numbers.
+    pub signature: serde_json::Value,
+}
+
+/// What is counted of a row.
+struct Counts {
+    positions: usize,
+    image_positions: usize,
+    supervised: usize,
+}
+
+/// Encodes every kept row through the model's processor; rows that fail move to `rejected.jsonl`.
+///
+/// # Errors
+/// No row to train on is left, the model's host side cannot be read, or the directory cannot be written.
+pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
+    let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
+    let base = base_dir(plan, dir)?;
+    let processor = models::processor(&base, &plan.model.load_options())?;
+    let outcomes = encode_all(&samples, processor.as_ref(), plan.train.max_length, ctx)?;
+    let rows_in = samples.len();
+    let (mut kept, mut counts, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+    for (sample, outcome) in samples.into_iter().zip(outcomes) {
+        match outcome {
+            Ok(count) => {
+                kept.push(sample);
+                counts.push(count);
+            }
+            Err(e) => rejected.push(RejectedRow { sample, code: e.reason().into(), detail: e.to_string() }),
+        }
+    }
+    let report = report(&kept, &counts, &rejected, processor.signature());
+    assert_eq!(rows_in, report.rows_ok + report.rows_rejected, "a row was lost while encoding");
+    if !rejected.is_empty() {
+        move_out(dir, &kept, &rejected)?;
+    }
+    dir.write_json("encode.json", &report)?;
+    gate(plan, &report, &kept)?;
+    Ok(summary(&report))
+}
+
+fn encode_all(
+    samples: &[Sample],
+    processor: &dyn Processor,
+    max_length: usize,
+    ctx: &Ctx,
+) -> Result<Vec<Result<Counts>>> {
+    let task = Mutex::new(ctx.progress.start("encode rows", samples.len() as u64));
+    let outcomes = samples
+        .par_iter()
+        .map(|sample| {
+            ctx.check()?;
+            let outcome = encode(sample, processor, max_length);
+            task.lock().map_or_else(|e| e.into_inner().advance(1), |mut t| t.advance(1));
+            Ok(outcome)
+        })
+        .collect();
+    if let Ok(task) = task.into_inner() {
+        task.finish();
+    }
+    outcomes
+}
+
+/// Encodes one row as its split will need it and checks the result.
+fn encode(sample: &Sample, processor: &dyn Processor, max_length: usize) -> Result<Counts> {
+    let answered_only = sample.split == Split::Test;
+    let row = if answered_only { processor.prompt(sample)? } else { processor.encode(sample)? };
+    let wrong = |code, what: &str| Error::new(Kind::Data, what).code(code).at(&sample.id);
+    let length = row.input_ids.len();
+    if row.spans.len() != sample.images.len() {
+        return Err(wrong("image_count", "row does not hold every image once")
+            .expected(sample.images.len())
+            .found(row.spans.len()));
+    }
+    if row.labels.len() != length || row.spans.iter().any(|s| s.len == 0 || s.start + s.len > length) {
+        return Err(wrong("image_span", "an image does not lie inside its row"));
+    }
+    if max_length > 0 && length > max_length {
+        return Err(wrong("over_long", "row is too long")
+            .expected(format!("at most {max_length} positions, train.max_length"))
+            .found(length));
+    }
+    if !answered_only && row.supervised() == 0 {
+        return Err(wrong("no_supervised", "row has no supervised token"));
+    }
+    Ok(count(&row))
+}
+
+fn count(row: &Encoded) -> Counts {
+    Counts {
+        positions: row.input_ids.len(),
+        image_positions: row.spans.iter().map(|s| s.len).sum(),
+        supervised: row.supervised(),
+    }
+}
+
+/// Rejected rows are written first: a row is never in neither file, whenever the program ends.
+fn move_out(dir: &RunDir, kept: &[Sample], rejected: &[RejectedRow]) -> Result<()> {
+    let mut all: Vec<RejectedRow> =
+        if dir.path("rejected.jsonl").exists() { dir.read_jsonl("rejected.jsonl")? } else { Vec::new() };
+    all.extend(rejected.iter().cloned());
+    dir.write_jsonl("rejected.jsonl", &all)?;
+    dir.write_jsonl("kept.jsonl", kept)
+}
+
+fn report(kept: &[Sample], counts: &[Counts], rejected: &[RejectedRow], signature: serde_json::Value) -> EncodeReport {
+    let mut codes = BTreeMap::new();
+    for row in rejected {
+        *codes.entry(row.code.clone()).or_default() += 1;
+    }
+    let mut splits = BTreeMap::new();
+    for sample in kept {
+        *splits.entry(format!("{:?}", sample.split).to_lowercase()).or_default() += 1;
+    }
+    EncodeReport {
+        rows_in: kept.len() + rejected.len(),
+        rows_ok: kept.len(),
+        rows_rejected: rejected.len(),
+        codes,
+        splits,
+        positions: Spread::of(counts.iter().map(|c| c.positions).collect()),
+        image_positions: Spread::of(counts.iter().map(|c| c.image_positions).collect()),
+        supervised: Spread::of(counts.iter().map(|c| c.supervised).filter(|n| *n > 0).collect()),
+        signature,
+    }
+}
+
+fn gate(plan: &Plan, report: &EncodeReport, kept: &[Sample]) -> Result<()> {
+    let reasons = || {
+        let list: Vec<_> = report.codes.iter().map(|(code, n)| format!("{n} {code}")).collect();
+        if list.is_empty() { "none kept by quality control".to_string() } else { list.join(", ") }
+    };
+    if !kept.iter().any(|s| s.split == Split::Train) {
+        return Err(Error::new(Kind::Gate, "no row is left to train on")
+            .found(reasons())
+            .help("rejected.jsonl has every row with its reason"));
+    }
+    let share = report.rows_rejected as f64 / report.rows_in.max(1) as f64;
+    if share > plan.qc.max_drop_rate {
+        return Err(Error::new(Kind::Gate, "too many rows cannot be encoded")
+            .expected(format!("a share of at most {}, qc.max_drop_rate", plan.qc.max_drop_rate))
+            .found(format!("{share:.3}: {}", reasons()))
+            .help("rejected.jsonl has every row with its reason"));
+    }
+    Ok(())
+}
+
+fn summary(report: &EncodeReport) -> Summary {
+    let mut summary = Summary::default();
+    summary.line("rows in", report.rows_in).line("ok", report.rows_ok).line("rejected", report.rows_rejected);
+    for (code, n) in &report.codes {
+        summary.line(&format!("  {code}"), n);
+    }
+    let p = &report.positions;
+    summary.line("positions", format!("{} to {}, median {}", p.min, p.max, p.median));
+    summary.line("image positions", report.image_positions.sum).line("supervised tokens", report.supervised.sum);
+    summary
+}
+
+/// Directory of the base model in Hugging Face layout. An embedded checkpoint is unpacked to `base/`; without a
+/// checkpoint the preset is initialised there, with a tokenizer of the kept training texts. What is there already is
+/// used as it is.
+///
+/// # Errors
+/// An unknown name or preset, texts too few for a tokenizer, or an unwritable directory.
+pub fn base_dir(plan: &Plan, dir: &RunDir) -> Result<PathBuf> {
+    let base = dir.path("base");
+    match &plan.model.checkpoint {
+        Some(path) => match path.to_str().and_then(|p| p.strip_prefix(EMBEDDED)) {
+            None => return Ok(path.clone()),
+            Some(name) => {
+                let checkpoint = embedded::find(name)?;
+                if !base.join("config.json").exists() {
+                    checkpoint.unpack(&base)?;
+                }
+            }
+        },
+        None => {
+            if !base.join("tokenizer.json").exists() {
+                initialise(plan, dir, &base)?;
+            }
+        }
+    }
+    Ok(base)
+}
+
+/// Random weights and a new tokenizer; the tokenizer is written last, so that a directory with one is complete.
+fn initialise(plan: &Plan, dir: &RunDir, base: &Path) -> Result<()> {
+    let preset = plan.model.preset()?;
+    let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
+    let training = samples.iter().filter(|s| s.split == Split::Train);
+    let texts = training.flat_map(|s| s.turns.iter().map(|t| t.text.replace("<image>", "")));
+    let tokenizer = train_bpe(texts, preset.vocab_size)?;
+    let device = DeviceSpec::Cpu.open()?;
+    let model = (models::find(&plan.model.name)?.init)(preset.name, Some(preset.vocab_size), plan.seed, &device)?;
+    model.save(base, &SaveOptions::default())?;
+    crate::run_dir::write_atomic(&base.join("tokenizer.json"), &tokenizer)
+}

@@ -94,7 +94,7 @@ pub struct Stage {
     pub writes: &'static [&'static str],
     /// Prefixes of names that it leaves behind when interrupted.
     pub scratch: &'static [&'static str],
-    /// Sections of the plan it depends on, besides the recipe's name and the seed.
+    /// Sections and keys of the plan it depends on, besides the recipe's name and the seed.
     pub sections: &'static [&'static str],
     /// Whether its result depends on the kind of device.
     pub device: bool,
@@ -103,4 +103,45 @@ pub struct Stage {
 }
 
 /// All stages in order.
-pub const STAGES: &[Stage] = &[];
+pub const STAGES: &[Stage] = &[
+    Stage {
+        name: "encode",
+        about: "Checks tokens and pixels of every kept row, before a device is touched.",
+        reads: &["kept.jsonl", "images"],
+        writes: &["encode.json", "base", "kept.jsonl", "rejected.jsonl"],
+        scratch: &[],
+        sections: &["model", "train.max_length", "qc.max_drop_rate"],
+        device: false,
+        run: encode::run,
+    },
+    Stage {
+        name: "eval",
+        about: "Answers the held-out questions with the base and the tuned model.",
+        reads: &["kept.jsonl", "images", "base", "adapter", "model"],
+        writes: &["answers.jsonl"],
+        scratch: &[],
+        sections: &["model", "generate", "eval"],
+        device: true,
+        run: eval::run,
+    },
+    Stage {
+        name: "judge",
+        about: "Judges every answer beside the truth.",
+        reads: &["kept.jsonl", "answers.jsonl"],
+        writes: &["verdicts.jsonl"],
+        scratch: &[],
+        sections: &["judge"],
+        device: false,
+        run: judge::run,
+    },
+    Stage {
+        name: "report",
+        about: "Writes numbers with intervals, tables and samples.",
+        reads: &["kept.jsonl", "rejected.jsonl", "encode.json", "log.jsonl", "answers.jsonl", "verdicts.jsonl"],
+        writes: &["report.json", "report.html"],
+        scratch: &[],
+        sections: &["data", "eval", "judge"],
+        device: false,
+        run: report::run,
+    },
+];
