@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Result,
-    plan::{Plan, is_embedded},
+    plan::{Plan, embedded_name},
     run_dir::{RunDir, files_below, sha256, sha256_bytes},
     stage::{Ctx, Stage, Summary},
 };
@@ -96,7 +96,7 @@ impl Manifest {
             ("model", "model.vision_tower", plan.model.vision_tower.as_deref()),
         ];
         for (section, key, path) in external {
-            if let Some(path) = path.filter(|p| stage.sections.contains(&section) && !is_embedded(p)) {
+            if let Some(path) = path.filter(|p| stage.sections.contains(&section) && embedded_name(p).is_none()) {
                 inputs.insert(key.into(), self.hash(path)?);
             }
         }

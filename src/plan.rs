@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Kind, Result},
     generate::GenerateConfig,
     judge::JudgeConfig,
-    models::ModelConfig,
+    models::{self, MODELS, ModelConfig, embedded},
     qc::QcConfig,
     recipe::ConstructConfig,
     recipe::Recipe,
@@ -152,6 +152,21 @@ impl Plan {
             Err(e) => add("recipe", e.to_string()),
         }
         known(&mut add, "data.source", &self.data.source, DATASETS.iter().map(|d| d.name()));
+        match models::find(&self.model.name) {
+            Err(_) => known(&mut add, "model.name", &self.model.name, MODELS.iter().map(|m| m.name)),
+            Ok(family) if self.model.checkpoint.is_none() => {
+                known(&mut add, "model.preset", &self.model.preset, family.presets.iter().map(|p| p.name));
+            }
+            Ok(_) => {}
+        }
+        // Sentences that begin with the key they are about.
+        for sentence in self.adapter.problems().into_iter().chain(self.train.problems()) {
+            let (key, problem) = sentence.split_once(' ').unwrap_or(("recipe", &sentence));
+            add(key, problem.to_string());
+        }
+        if let Some(Err(e)) = self.model.checkpoint.as_deref().and_then(embedded_name).map(embedded::find) {
+            add("model.checkpoint", e.to_string());
+        }
         if self.data.test_fraction + self.data.validation_fraction >= 1.0 {
             add("data.validation_fraction", "together with data.test_fraction leaves no rows to train on".into());
         }
@@ -162,7 +177,7 @@ impl Plan {
             ("model.vision_tower", &self.model.vision_tower),
         ];
         for (key, path) in paths {
-            if let Some(path) = path.as_deref().filter(|p| !is_embedded(p) && !p.exists()) {
+            if let Some(path) = path.as_deref().filter(|p| embedded_name(p).is_none() && !p.exists()) {
                 add(key, format!("there is no file or directory {}", path.display()));
             }
         }
@@ -170,14 +185,11 @@ impl Plan {
     }
 }
 
-/// Whether a checkpoint is one that is compiled in.
+/// Name of a checkpoint that is compiled in; none for a directory.
 #[must_use]
-pub fn is_embedded(path: &Path) -> bool {
-    path.to_str().is_some_and(|p| p.starts_with(EMBEDDED))
+pub fn embedded_name(checkpoint: &Path) -> Option<&str> {
+    checkpoint.to_str()?.strip_prefix("embedded:")
 }
-
-/// Prefix of checkpoints that are compiled in.
-pub const EMBEDDED: &str = "embedded:";
 
 /// Key by which a recipe file builds on another.
 const EXTENDS: &str = "extends";

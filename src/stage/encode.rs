@@ -16,7 +16,7 @@ use crate::{
     device::DeviceSpec,
     error::{Error, Kind, Result},
     models::{self, embedded},
-    plan::{EMBEDDED, Plan},
+    plan::{Plan, embedded_name},
     run_dir::RunDir,
     sample::{Sample, Split},
     text::bpe::train_bpe,
@@ -247,7 +247,7 @@ fn summary(report: &EncodeReport) -> Summary {
 pub fn base_dir(plan: &Plan, dir: &RunDir) -> Result<PathBuf> {
     let base = dir.path("base");
     match &plan.model.checkpoint {
-        Some(path) => match path.to_str().and_then(|p| p.strip_prefix(EMBEDDED)) {
+        Some(path) => match embedded_name(path) {
             None => return Ok(path.clone()),
             Some(name) => {
                 let checkpoint = embedded::find(name)?;
