@@ -2,5 +2,7 @@
 
 use crate::recipe::Recipe;
 
+pub mod phantom;
+
 /// All recipes.
-pub const RECIPES: &[&dyn Recipe] = &[];
+pub const RECIPES: &[&dyn Recipe] = &[&phantom::Phantom];

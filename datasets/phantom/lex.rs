@@ -203,6 +203,8 @@ fn add_grammar(add: &mut impl FnMut(&[&'static str], Item)) {
     for words in ["not true that", "not the case that", "not correct that", "not right that", "incorrect that"] {
         add(&[words], Item::NotThat);
     }
+    // A verdict on the question, which says nothing of what follows.
+    add(&["not correct", "not true", "not right", "not quite", "not accurate", "not the case"], Item::Break);
     add(
         &["wrong that", "false that", "wrong to say", "incorrect to say", "disagree that", "doubt that"],
         Item::NotThat,

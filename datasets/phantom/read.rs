@@ -181,7 +181,10 @@ impl<'a> Sentence<'a> {
                 Item::One => {
                     self.end_scope();
                     self.exists = true;
-                    if let Some(kind) = self.mentions.last().map(|m| m.kind).or(self.current) {
+                    // "There is one small nodule", or "there is one on the left".
+                    if matches!(next, Some(Item::Finding(_) | Item::Value(_))) {
+                        self.value(Attr::Count(1), next);
+                    } else if let Some(kind) = self.mentions.last().map(|m| m.kind).or(self.current) {
                         self.finding(kind);
                     }
                 }
