@@ -1,13 +1,13 @@
 //! Vision tower, projector, merge, decoder.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::gelu};
 use medtune::{
     models::{
         LoadOptions,
         llava_med::{
-            LlavaMed,
+            LlavaMed, LlavaMedConfig,
             processor::{IMAGE_TOKEN_INDEX, MergeRules, Merged, RawRow, merge},
             weights::load_dir,
         },
@@ -18,8 +18,10 @@ use medtune::{
         linear::linear_forward,
         projector::ProjectorLayer,
         rope::{Rope, inverse_frequencies},
+        visit::named_params,
     },
     vlm::{PaddingSide, Vlm},
+    weights::Checkpoint,
 };
 use serde_json::Value;
 
@@ -31,6 +33,8 @@ const ROPE: f32 = 1e-6;
 
 pub(super) fn check(checks: &mut Checks) {
     let root = root("llava_med");
+    full_size(checks, &root);
+    pickled(checks, &root);
     let plain = Device::flex();
     // the composed attention runs with autodiff, the fused one without
     for device in [plain.clone(), plain.autodiff()] {
@@ -41,13 +45,52 @@ pub(super) fn check(checks: &mut Checks) {
     }
 }
 
+/// Names and shapes of the real checkpoint, from a model that holds no memory.
+fn full_size(checks: &mut Checks, root: &Path) {
+    let expected = json(&root.join("real_model_keys.json"));
+    let model = LlavaMed::new(&LlavaMedConfig::v1_5_7b(), &Device::flex()).unwrap();
+    let params = named_params(&model);
+    checks.equal(
+        "full size: parameters",
+        params.iter().map(|p| p.num_elements() as u64).sum(),
+        expected["total_params"].as_u64().unwrap(),
+    );
+    checks.equal("full size: nothing allocated", params.iter().filter(|p| p.dtype.is_some()).count(), 0);
+    let found: BTreeMap<String, Vec<usize>> = params
+        .into_iter()
+        .map(|p| {
+            let shape = p.checkpoint_shape();
+            (p.name, shape)
+        })
+        .collect();
+    checks.equal("full size: names and shapes", found, serde_json::from_value(expected["tensors"].clone()).unwrap());
+}
+
+/// A PyTorch file holds the same values as the safetensors file beside it.
+fn pickled(checks: &mut Checks, root: &Path) {
+    let lora = root.join("lora");
+    for entry in std::fs::read_dir(&lora).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "bin") {
+            continue;
+        }
+        let (bin, safe) =
+            (Checkpoint::open(&path).unwrap(), Checkpoint::open(&path.with_extension("safetensors")).unwrap());
+        checks.equal("names in the .bin", bin.names().collect::<Vec<_>>(), safe.names().collect());
+        for name in bin.names() {
+            checks.equal(name, &bin.info(name).unwrap().shape, &safe.info(name).unwrap().shape);
+            checks.close(name, &bin.read_f32(name).unwrap(), &safe.read_f32(name).unwrap(), 0.0);
+        }
+    }
+}
+
 /// A model and the files it is compared with.
 pub(super) struct Fixture {
     root: std::path::PathBuf,
     pub(super) device: Device,
     pub(super) model: LlavaMed,
-    description: Value,
-    vision: Tensors,
+    pub(super) description: Value,
+    pub(super) vision: Tensors,
     merge: Tensors,
     forward: Tensors,
 }
@@ -249,6 +292,7 @@ impl Fixture {
             positions,
             keys: merged.length,
             start: 0,
+            prefill: merged.length,
             mask: merged.valid.clone(),
         };
         let frequencies = inverse_frequencies(config.head_dim(), config.rope_theta);
