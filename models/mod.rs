@@ -103,6 +103,7 @@ pub struct Preset {
 }
 
 /// A model family.
+#[derive(Debug)]
 pub struct ModelDef {
     /// Name, as `model.name` takes it.
     pub name: &'static str,
@@ -118,7 +119,7 @@ pub struct ModelDef {
     pub init: fn(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device) -> Result<AnyVlm>,
     /// A preset without weights, and the features of one image.
     pub empty: fn(preset: &str, device: &Device) -> Result<(AnyVlm, usize)>,
-    /// A checkpoint directory.
+    /// The network of a checkpoint directory.
     pub load: fn(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm>,
     /// The host side of a checkpoint directory.
     pub processor: fn(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Processor>>,
@@ -168,12 +169,15 @@ pub fn detect(dir: &Path) -> Result<&'static ModelDef> {
     })
 }
 
-/// Loads the checkpoint at `dir`, whatever its family.
+/// Loads the checkpoint at `dir`, whatever its family: the network and its host side.
 ///
 /// # Errors
-/// As [`detect`]; an unsupported config, or weights that do not fit it.
-pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm> {
-    (detect(dir)?.load)(dir, options, device)
+/// As [`detect`]; an unsupported config, weights that do not fit it, or a missing tokenizer.
+pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<(AnyVlm, Box<dyn Processor>)> {
+    let def = detect(dir)?;
+    // the cheap half first: a missing tokenizer is reported before gigabytes are read
+    let processor = (def.processor)(dir, options)?;
+    Ok(((def.load)(dir, options, device)?, processor))
 }
 
 /// Reads the host side (tokenizer, prompts, image rules) of the checkpoint at `dir`, whatever its family.
@@ -281,5 +285,54 @@ impl Vlm for AnyVlm {
 
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         dispatch!(self, m => m.logits(hidden))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_has_every_folder_and_every_preset_builds_without_memory() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        let mut folders: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap())
+            .filter(|e| e.path().join("mod.rs").is_file())
+            .map(|e| e.file_name().into_string().unwrap())
+            .collect();
+        folders.sort();
+        let mut names: Vec<&str> = MODELS.iter().map(|m| m.name).collect();
+        names.sort_unstable();
+        assert_eq!(names, folders);
+        let device = Device::flex();
+        for def in MODELS {
+            for preset in def.presets {
+                let (model, tokens) = (def.empty)(preset.name, &device).unwrap();
+                assert!(named_params(&model).iter().all(|p| p.dtype.is_none()), "{} allocates", preset.name);
+                assert!(tokens > 0);
+                let targets = named_params(&model);
+                for target in def.lora_targets {
+                    let suffix = format!(".{target}.weight");
+                    assert!(targets.iter().any(|p| p.name.ends_with(&suffix)), "{target} matches nothing");
+                }
+            }
+            assert!((def.init)("no such preset", None, 0, &device).is_err());
+        }
+        let rows = table(&device).unwrap();
+        assert_eq!(rows.len(), MODELS.iter().map(|m| m.presets.len()).sum::<usize>());
+        for row in rows {
+            assert!(row.parameters.iter().all(|(_, count)| *count > 0), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_family_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = detect(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("config.json"), "{error}");
+        std::fs::write(dir.path().join("config.json"), r#"{"model_type": "gpt2"}"#).unwrap();
+        let error = detect(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("gpt2") && error.to_string().contains("llava_mistral"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::config::{LlavaMedConfig, read_vision_config, vision_tower_dir};
+use super::{config::LlavaMedConfig, weights::open_config};
 pub use crate::text::merge::{IMAGE_TOKEN_INDEX, MergeRules, Merged, RawRow, merge};
 use crate::{
     error::{Error, Kind, Result},
@@ -57,17 +57,8 @@ impl LlavaMedProcessor {
     /// A missing or unreadable file, a tokenizer with more ids than the model has embeddings, or image rules that do
     /// not fit the tower.
     pub fn load(dir: &Path, vision_tower: Option<&Path>) -> Result<Self> {
-        let config = LlavaMedConfig::open(dir)?;
-        let tower = vision_tower_dir(dir, &config, vision_tower);
-        let vision = match (&tower, &config.vision_config) {
-            (Some(tower), _) => read_vision_config(tower)?,
-            (None, Some(vision)) => vision.clone(),
-            (None, None) => {
-                return Err(Error::new(Kind::Checkpoint, "the shape of the vision tower is not known")
-                    .at(dir.display())
-                    .help("give the directory of the vision tower, for example openai/clip-vit-large-patch14-336"));
-            }
-        };
+        let (config, tower) = open_config(dir, vision_tower)?;
+        let vision = config.vision_config.clone().unwrap_or_default();
         let pad = pads(&config, dir)?;
         let places = [tower.as_deref(), Some(dir)];
         let file = places.into_iter().flatten().map(|d| d.join("preprocessor_config.json")).find(|f| f.is_file());

@@ -150,9 +150,9 @@ mod tests {
 
     #[test]
     fn casting_rounds_to_nearest_even_and_bytes_round_trip() {
-        let values = Values::F32(vec![1.0, 1.003_906_25, 1.011_718_75, -3.5, f32::INFINITY]);
+        let values = Values::F32(vec![1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -3.5, f32::INFINITY]);
         let narrow = values.cast(FloatDType::BF16);
-        assert_eq!(narrow.clone().into_f32(), [1.0, 1.0, 1.015_625, -3.5, f32::INFINITY]);
+        assert_eq!(narrow.clone().into_f32(), [1.0, 1.0, 1.0 + 4.0 / 256.0, -3.5, f32::INFINITY]);
         let bytes = narrow.to_little_endian();
         assert_eq!(Values::from_little_endian(&bytes, DType::BF16), Some(narrow));
         assert_eq!(Values::from_little_endian(&bytes, DType::I16), None);
