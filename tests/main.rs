@@ -1,3 +1,4 @@
 //! Behaviour across modules, in one test binary.
 
 mod parity;
+mod report;

@@ -7,7 +7,7 @@
 use crate::{
     datasets::phantom::truth::{Claim, Truth},
     error::{Error, Kind, Result},
-    judge::{Judge, ReferenceJudge},
+    judge::Judge,
     plan::Plan,
     random::stream,
     recipe::{PolarityPolicy, Recipe},
@@ -20,6 +20,7 @@ pub mod answers;
 pub mod claims;
 mod phrases;
 pub mod questions;
+pub mod rubric;
 
 /// The recipe.
 pub struct Phantom;
@@ -67,7 +68,7 @@ impl Recipe for Phantom {
     }
 
     fn judge(&self, _plan: &Plan) -> Result<Box<dyn Judge>> {
-        Ok(Box::new(ReferenceJudge))
+        Ok(Box::new(rubric::RubricJudge))
     }
 }
 

@@ -1,0 +1,351 @@
+//! `report.html`: one file without external assets, from the numbers and a template.
+
+use std::{collections::HashMap, io::Cursor, path::Path};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use image::{ImageFormat, ImageReader, Limits};
+use minijinja::Environment;
+use serde::Serialize;
+
+use super::{
+    CategoryRow, Change, Inputs, MetricRow, Report, chart, failed,
+    numbers::{Judged, correct, join},
+    words,
+};
+use crate::{
+    error::Result,
+    judge::{Outcome, Scores, Stance, last_answer, last_question},
+    metric::{Better, Unit},
+    sample::Polarity,
+    statistics::{Difference, Estimate},
+};
+
+/// Longest side of an image in the page.
+const IMAGE_SIDE: u32 = 384;
+/// Files up to this size in a format of the web are taken as they are.
+const SMALL_FILE: u64 = 48 * 1024;
+
+/// A value with its interval.
+#[derive(Serialize)]
+struct Cell {
+    value: String,
+    interval: String,
+    n: usize,
+    images: usize,
+}
+
+/// A row of the headline table or of the table by category.
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    about: String,
+    group: String,
+    rows: String,
+    unscored: String,
+    base: Cell,
+    tuned: Cell,
+    difference: Cell,
+    p: String,
+    finding: &'static str,
+    judgement: &'static str,
+}
+
+/// A model's answer to an example.
+#[derive(Serialize)]
+struct Said {
+    who: &'static str,
+    answer: String,
+    verdict: &'static str,
+    stance: &'static str,
+    scores: Option<String>,
+    reason: String,
+}
+
+/// An example.
+#[derive(Serialize)]
+struct Card {
+    id: String,
+    change: &'static str,
+    class: Change,
+    category: String,
+    premise: &'static str,
+    images: Vec<Picture>,
+    question: String,
+    reference: String,
+    said: [Said; 2],
+}
+
+/// An image, or why there is none.
+#[derive(Clone, Serialize)]
+struct Picture {
+    uri: Option<String>,
+    problem: String,
+    small: bool,
+}
+
+/// One kind of change in the bar of changes.
+#[derive(Serialize)]
+struct Part {
+    name: &'static str,
+    class: &'static str,
+    rows: usize,
+    percent: f64,
+}
+
+/// All that the template uses. Figures are SVG that this program escaped itself; everything else the template escapes.
+#[derive(Serialize)]
+struct Page<'a> {
+    title: &'static str,
+    lead: String,
+    report: &'a Report,
+    metrics: Vec<Line>,
+    categories: Vec<Line>,
+    forest_share: Option<String>,
+    forest_score: Option<String>,
+    loss: Option<String>,
+    learning_rate: Option<String>,
+    drop: Option<Cell>,
+    cards: Vec<Card>,
+    changes: Vec<Part>,
+    plan: String,
+    judge: String,
+}
+
+/// Renders the page.
+///
+/// # Errors
+/// The rows do not belong together, or the template does not fit its data.
+pub fn html(inputs: &Inputs, report: &Report) -> Result<String> {
+    let mut environment = Environment::new();
+    environment
+        .add_template("report.html", include_str!("report.html"))
+        .map_err(|e| failed("the report's template is malformed", e))?;
+    let template = environment.get_template("report.html").map_err(|e| failed("no template", e))?;
+    let hallucination = report.metrics.iter().any(|m| m.key == "hallucination_rate");
+    let plan = toml::to_string_pretty(&inputs.plan).map_err(|e| failed("the plan has no TOML form", e))?;
+    let judge = serde_json::to_string_pretty(&report.judge).map_err(|e| failed("the judge has no JSON form", e))?;
+    let page = Page {
+        title: if hallucination { "Hallucination before and after tuning" } else { "Answers before and after tuning" },
+        lead: lead(report),
+        report,
+        metrics: report.metrics.iter().map(line).collect(),
+        categories: categories(&report.categories),
+        forest_share: chart::forest(&report.metrics, Unit::Share),
+        forest_score: chart::forest(&report.metrics, Unit::Score),
+        loss: chart::loss(&inputs.log),
+        learning_rate: chart::learning_rate(&inputs.log),
+        drop: report.quality.as_ref().map(|q| cell(&q.drop_rate, Unit::Share)),
+        cards: cards(inputs, report)?,
+        changes: changes(report),
+        plan,
+        judge,
+    };
+    template
+        .render(minijinja::value::Serde(&page))
+        .map_err(|e| failed("the report's template does not fit its data", e))
+}
+
+/// The first sentence: the main metric in words.
+fn lead(report: &Report) -> String {
+    let main = ["hallucination_rate", "closed_accuracy", "open_recall"];
+    let Some(m) = main.iter().find_map(|key| report.metrics.iter().find(|m| m.key == *key)) else {
+        return "No row could be scored.".into();
+    };
+    let change = match words::improvement(m.difference.finding, m.better) {
+        Some(true) => "an improvement",
+        Some(false) => "a deterioration",
+        None => m.difference.finding.words(),
+    };
+    format!(
+        "{} before tuning: {}. After: {}, {change}, on {} questions about {} held-out images.",
+        m.name,
+        words::value(m.base.value, m.unit),
+        words::value(m.tuned.value, m.unit),
+        m.tuned.n,
+        m.tuned.clusters,
+    )
+}
+
+fn cell(e: &Estimate, unit: Unit) -> Cell {
+    Cell {
+        value: words::value(e.value, unit),
+        interval: words::interval(e.interval, unit, false),
+        n: e.n,
+        images: e.clusters,
+    }
+}
+
+fn difference(d: &Difference, unit: Unit) -> Cell {
+    Cell {
+        value: d.value.map_or("–".into(), |v| words::number(v, unit, true)),
+        interval: words::interval(d.interval, unit, true),
+        n: d.n,
+        images: d.clusters,
+    }
+}
+
+fn judgement(d: &Difference, better: Better) -> &'static str {
+    match words::improvement(d.finding, better) {
+        Some(true) => "better",
+        Some(false) => "worse",
+        None => "",
+    }
+}
+
+fn rows(base: &Estimate, tuned: &Estimate) -> String {
+    if base.n == tuned.n { tuned.n.to_string() } else { format!("{} / {}", base.n, tuned.n) }
+}
+
+fn line(m: &MetricRow) -> Line {
+    let [base, tuned] = m.unscored;
+    Line {
+        name: m.name.clone(),
+        about: m.about.clone(),
+        group: String::new(),
+        rows: rows(&m.base, &m.tuned),
+        unscored: if base + tuned == 0 { String::new() } else { format!("{base} / {tuned}") },
+        base: cell(&m.base, m.unit),
+        tuned: cell(&m.tuned, m.unit),
+        difference: difference(&m.difference, m.unit),
+        p: words::p_value(m.difference.p),
+        finding: m.difference.finding.words(),
+        judgement: judgement(&m.difference, m.better),
+    }
+}
+
+/// Rows of the table by category; the second metric of a category does not repeat its name.
+fn categories(rows: &[CategoryRow]) -> Vec<Line> {
+    let again =
+        |i: usize| i > 0 && (rows[i - 1].polarity, &rows[i - 1].category) == (rows[i].polarity, &rows[i].category);
+    rows.iter().enumerate().map(|(i, row)| category(row, again(i))).collect()
+}
+
+fn category(c: &CategoryRow, again: bool) -> Line {
+    Line {
+        name: if again { String::new() } else { words::plain(&c.category) },
+        about: c.name.clone(),
+        group: match c.polarity {
+            Some(Polarity::Hallucination) => "Questions with a false premise".into(),
+            Some(Polarity::NonHallucination) => "Ordinary questions".into(),
+            None => String::new(),
+        },
+        rows: rows(&c.base, &c.tuned),
+        unscored: String::new(),
+        base: cell(&c.base, c.unit),
+        tuned: cell(&c.tuned, c.unit),
+        difference: difference(&c.difference, c.unit),
+        p: words::p_value(c.difference.p),
+        finding: c.difference.finding.words(),
+        judgement: judgement(&c.difference, c.better),
+    }
+}
+
+/// The kinds of change that occur.
+fn changes(report: &Report) -> Vec<Part> {
+    let t = &report.transitions;
+    let all = [
+        ("right before and after", "both_right", t.both_right),
+        ("improved", "improved", t.improved),
+        ("worsened", "worsened", t.worsened),
+        ("wrong before and after", "both_wrong", t.both_wrong),
+        ("not scored", "unscored", t.unscored),
+    ];
+    let n = all.iter().map(|c| c.2).sum::<usize>().max(1);
+    all.into_iter()
+        .filter(|c| c.2 > 0)
+        .map(|(name, class, rows)| Part { name, class, rows, percent: 100.0 * rows as f64 / n as f64 })
+        .collect()
+}
+
+fn cards(inputs: &Inputs, report: &Report) -> Result<Vec<Card>> {
+    let rows = join(inputs)?;
+    let by_id: HashMap<&str, &Judged<'_>> = rows.iter().map(|r| (r.sample.id.as_str(), r)).collect();
+    let mut seen = HashMap::new();
+    let examples = report.examples.iter().filter_map(|e| Some((e, by_id.get(e.id.as_str())?)));
+    Ok(examples
+        .map(|(example, row)| {
+            let images = row.sample.images.iter();
+            let images = images.map(|i| seen.entry(i.path.clone()).or_insert_with(|| picture(&i.path)).clone());
+            Card {
+                id: example.id.clone(),
+                change: example.change.words(),
+                class: example.change,
+                category: words::plain(row.sample.category.as_deref().unwrap_or_default()),
+                premise: match row.sample.polarity {
+                    Some(Polarity::Hallucination) => "false premise",
+                    _ => "",
+                },
+                images: images.collect(),
+                question: last_question(row.sample),
+                reference: last_answer(row.sample).to_string(),
+                said: [said("Base", row, 0), said("Tuned", row, 1)],
+            }
+        })
+        .collect())
+}
+
+fn said(who: &'static str, row: &Judged<'_>, index: usize) -> Said {
+    let outcome = row.outcomes[index];
+    let (stance, scores) = match outcome {
+        Outcome::Scored { stance, scores, expected, .. } => {
+            let stance = match (stance, expected) {
+                (_, Stance::Unclear) => "",
+                (Stance::Affirms, _) => "affirms",
+                (Stance::Denies, _) => "denies",
+                (Stance::Unclear, _) => "takes no stance",
+            };
+            (stance, scores.map(rated))
+        }
+        _ => ("", None),
+    };
+    Said {
+        who,
+        answer: row.answers[index].trim().to_string(),
+        verdict: match correct(outcome) {
+            Some(true) => "right",
+            Some(false) => "wrong",
+            None => "not scored",
+        },
+        stance,
+        scores,
+        reason: words::reason(outcome),
+    }
+}
+
+fn rated(s: Scores) -> String {
+    format!("Scores: accuracy {}, relevance {}, detail {}, risk {}", s.accuracy, s.relevance, s.detail, s.risk)
+}
+
+fn picture(path: &Path) -> Picture {
+    match data_uri(path) {
+        Ok((uri, small)) => Picture { uri: Some(uri), problem: String::new(), small },
+        Err(problem) => Picture { uri: None, problem: format!("{}: {problem}", path.display()), small: false },
+    }
+}
+
+/// The image as a data URI, and whether it has few pixels.
+fn data_uri(path: &Path) -> std::result::Result<(String, bool), Box<dyn std::error::Error>> {
+    let mut reader = ImageReader::open(path)?.with_guessed_format()?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(256 * 1024 * 1024);
+    limits.max_image_width = Some(20_000);
+    limits.max_image_height = Some(20_000);
+    reader.limits(limits);
+    let format = reader.format();
+    let picture = reader.decode()?;
+    let side = picture.width().max(picture.height());
+    let mime = match format {
+        Some(ImageFormat::Png) => Some("image/png"),
+        Some(ImageFormat::Jpeg) => Some("image/jpeg"),
+        _ => None,
+    };
+    let small = side < 160;
+    if let Some(mime) = mime.filter(|_| side <= IMAGE_SIDE && path.metadata().is_ok_and(|m| m.len() <= SMALL_FILE)) {
+        return Ok((format!("data:{mime};base64,{}", STANDARD.encode(std::fs::read(path)?)), small));
+    }
+    let picture = if side > IMAGE_SIDE { picture.thumbnail(IMAGE_SIDE, IMAGE_SIDE) } else { picture };
+    let mut bytes = Vec::new();
+    let (format, mime) = if small { (ImageFormat::Png, "image/png") } else { (ImageFormat::Jpeg, "image/jpeg") };
+    picture.to_rgb8().write_to(&mut Cursor::new(&mut bytes), format)?;
+    Ok((format!("data:{mime};base64,{}", STANDARD.encode(bytes)), small))
+}
