@@ -13,6 +13,7 @@ pub mod error;
 pub mod generate;
 pub mod image;
 pub mod judge;
+pub mod kernel;
 pub mod loader;
 pub mod manifest;
 pub mod metric;

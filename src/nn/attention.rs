@@ -6,11 +6,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{
-    Bool, DType, Device, Tensor, TensorData, activation::softmax, module::attention, ops::AttentionModuleOptions, s,
-};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData, module::attention, ops::AttentionModuleOptions, s};
 
 use super::cast;
+use crate::kernel::softmax::masked_softmax;
 
 /// Queries per chunk under autodiff.
 const QUERY_CHUNK: usize = 256;
@@ -145,7 +144,7 @@ fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&AttentionMas
             (part(&k), part(&v), bias, q.clone().slice(s![.., begin..end, .., ..]))
         };
         let keys = k.dims()[2];
-        let probabilities = softmax(scores(q, k, bias), 3);
+        let probabilities = softmax(scores(q, k), bias);
         let folded = [rows, kv_heads, heads / kv_heads * (end - begin), keys];
         cast(probabilities, dtype).reshape(folded).matmul(v).reshape([rows, heads, end - begin, head_dim])
     };
@@ -156,17 +155,20 @@ fn composed(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&AttentionMas
     Tensor::cat(parts.collect(), 2)
 }
 
-/// Scaled scores with the mask added, f32: `[rows, heads, queries, keys]`.
-fn scores(q: Tensor<4>, k: Tensor<4>, bias: Option<Tensor<4>>) -> Tensor<4> {
+/// Probabilities of scores, with what must not be seen masked.
+fn softmax(scores: Tensor<4>, bias: Option<Tensor<4>>) -> Tensor<4> {
+    let [_, _, queries, keys] = scores.dims();
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([1, 1, queries, keys], (&scores.device(), DType::F32)));
+    masked_softmax(scores, bias)
+}
+
+/// Scaled scores, f32: `[rows, heads, queries, keys]`.
+fn scores(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
     let [rows, queries, heads, head_dim] = q.dims();
     let [_, kv_heads, keys, _] = k.dims();
     let q = q.mul_scalar((head_dim as f64).powf(-0.5)).swap_dims(1, 2);
     let q = q.reshape([rows, kv_heads, heads / kv_heads * queries, head_dim]);
-    let scores = cast(q.matmul(k.swap_dims(2, 3)), DType::F32).reshape([rows, heads, queries, keys]);
-    match bias {
-        Some(bias) => scores + bias,
-        None => scores,
-    }
+    cast(q.matmul(k.swap_dims(2, 3)), DType::F32).reshape([rows, heads, queries, keys])
 }
 
 /// Attention probabilities, for inspection; f32.
@@ -175,5 +177,5 @@ fn scores(q: Tensor<4>, k: Tensor<4>, bias: Option<Tensor<4>>) -> Tensor<4> {
 /// As [`attend`] -> `[rows, heads, queries, keys]`
 #[must_use]
 pub fn probabilities(q: Tensor<4>, k: Tensor<4>, mask: Option<&AttentionMask>) -> Tensor<4> {
-    softmax(scores(q, k, mask.map(AttentionMask::bias)), 3)
+    softmax(scores(q, k), mask.map(AttentionMask::bias))
 }

@@ -3,7 +3,7 @@
 use burn::{
     module::Module,
     nn::Linear,
-    tensor::{Device, Int, Tensor, activation::silu, s},
+    tensor::{Device, Int, Tensor, s},
 };
 
 use super::{
@@ -12,6 +12,7 @@ use super::{
     norm::RmsNorm,
     rope::Rope,
 };
+use crate::kernel::swiglu::swiglu;
 
 /// Rotary tables and attention mask of a batch.
 #[derive(Debug, Clone)]
@@ -193,8 +194,8 @@ impl GatedMlp {
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(linear_forward(&self.gate_proj, x.clone()));
-        linear_forward(&self.down_proj, gate * linear_forward(&self.up_proj, x))
+        let gate = linear_forward(&self.gate_proj, x.clone());
+        linear_forward(&self.down_proj, swiglu(gate, linear_forward(&self.up_proj, x)))
     }
 }
 

@@ -2,10 +2,11 @@
 
 use burn::{
     module::{Module, Param},
-    tensor::{DType, Device, Tensor, module::layer_norm},
+    tensor::{DType, Device, Tensor},
 };
 
 use super::{cast, parameter};
+use crate::kernel::norm::{layer_norm, rms_norm};
 
 /// Root-mean-square norm, as in Mistral: statistics in f32, weight multiplied after the cast back.
 #[derive(Module, Debug)]
@@ -28,6 +29,9 @@ impl RmsNorm {
     #[must_use]
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
+        if dtype == DType::F32 && self.weight.val().dtype() == DType::F32 {
+            return rms_norm(x, self.weight.val(), self.eps);
+        }
         let x = cast(x, DType::F32);
         let scale = x.clone().square().mean_dim(D - 1).add_scalar(self.eps).sqrt().recip();
         cast(x * scale, dtype) * self.weight.val().unsqueeze()
@@ -58,6 +62,6 @@ impl LayerNorm {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
         let (weight, bias) = (cast(self.weight.val(), DType::F32), cast(self.bias.val(), DType::F32));
-        cast(layer_norm(cast(x, DType::F32), weight, Some(bias), self.eps), dtype)
+        cast(layer_norm(cast(x, DType::F32), weight, bias, self.eps), dtype)
     }
 }

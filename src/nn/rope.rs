@@ -1,8 +1,9 @@
 //! Rotary position embedding in Hugging Face's half-split layout: element `i` is paired with `i + head_dim / 2`.
 
-use burn::tensor::{Device, Tensor, TensorData, s};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::cast;
+use crate::kernel::rope::rotate;
 
 /// Cosines and sines of a batch, f32.
 #[derive(Debug, Clone)]
@@ -52,11 +53,7 @@ impl Rope {
     /// `[rows, length, heads, head_dim]` -> same
     #[must_use]
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
         let (cos, sin) = (cast(self.cos.clone(), x.dtype()), cast(self.sin.clone(), x.dtype()));
-        let (low, high) = (x.clone().slice(s![.., .., .., ..half]), x.slice(s![.., .., .., half..]));
-        let rotated_low = low.clone() * cos.clone() - high.clone() * sin.clone();
-        let rotated_high = high * cos + low * sin;
-        Tensor::cat(vec![rotated_low, rotated_high], 3)
+        rotate(x, cos, sin)
     }
 }

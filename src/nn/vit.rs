@@ -3,7 +3,7 @@
 use burn::{
     module::{Module, Param},
     nn::{Embedding, Linear},
-    tensor::{Device, Tensor, activation::sigmoid},
+    tensor::{Device, Tensor},
 };
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,7 @@ use super::{
     norm::LayerNorm,
     parameter,
 };
+use crate::kernel::quick_gelu::quick_gelu;
 
 /// `CLIPVisionConfig`; defaults are those of transformers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,9 +173,7 @@ pub struct ClipMlp {
 
 impl ClipMlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = linear_forward(&self.fc1, x);
-        let gate = sigmoid(x.clone().mul_scalar(1.702));
-        linear_forward(&self.fc2, x * gate)
+        linear_forward(&self.fc2, quick_gelu(linear_forward(&self.fc1, x)))
     }
 }
 
