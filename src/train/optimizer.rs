@@ -36,9 +36,14 @@ struct Group {
     weight_decay: f64,
 }
 
+/// Whether weight decay applies: biases and norms (tensors of one dimension) are left out.
+#[must_use]
+pub fn decays(t: &Trained) -> bool {
+    t.shape.len() > 1
+}
+
 impl AdamW {
-    /// A fresh optimizer. Biases and norms (tensors of one dimension) are not decayed; a fully trained projector has
-    /// its own learning rate.
+    /// A fresh optimizer. A fully trained projector has its own learning rate.
     #[must_use]
     pub fn new(config: &TrainConfig, trained: &[Trained]) -> Self {
         let group = |t: &Trained| Group {
@@ -46,7 +51,7 @@ impl AdamW {
                 Some(rate) if t.tower == "projector" && !t.lora => rate,
                 _ => config.learning_rate,
             },
-            weight_decay: if t.shape.len() > 1 { config.weight_decay } else { 0.0 },
+            weight_decay: if decays(t) { config.weight_decay } else { 0.0 },
         };
         Self {
             beta1: config.adam_beta1,
