@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    nn::visit::PathStack,
+    nn::visit::{NamedParam, PathStack, named_params},
     train::{TowerMode, TrainConfig},
     vlm::{Tower, Vlm},
 };
@@ -82,14 +82,42 @@ pub fn prepare<M: Module + Vlm>(
     seed: u64,
 ) -> Result<Prepared<M>> {
     let towers = model.towers();
-    let modules = linears(&model, towers);
-    let has_lora = towers.iter().any(|t| train.mode(t.name) == TowerMode::Lora);
-    let patterns: &[String] = if has_lora { &adapter.target_modules } else { &[] };
-    let coverage = select(patterns, &modules, |tower| train.mode(tower) == TowerMode::Lora)?;
+    let coverage = targets(&model, train, adapter)?;
     let model = model.train();
     let model = model.map(&mut OpenTowers { path: PathStack::default(), towers, train });
     let (model, clock) = attach(model, &coverage, adapter, seed);
     Ok(Prepared { model, coverage, clock })
+}
+
+/// Sizes of a training, from shapes alone.
+#[derive(Debug, Clone)]
+pub struct Sizes {
+    /// What the target patterns match.
+    pub coverage: Coverage,
+    /// Trained parameters.
+    pub trained: usize,
+    /// Parameters of the model.
+    pub all: usize,
+}
+
+/// Counts what [`prepare`] would train, without allocating anything.
+///
+/// # Errors
+/// A target pattern cannot be understood or matches nothing.
+pub fn sizes<M: Module + Vlm>(model: &M, train: &TrainConfig, adapter: &AdapterConfig) -> Result<Sizes> {
+    let towers = model.towers();
+    let coverage = targets(model, train, adapter)?;
+    let params = named_params(model);
+    let full = params.iter().filter(|p| train.mode(tower_of(towers, &p.name)) == TowerMode::Full);
+    let trained = coverage.parameters(adapter.r) + full.map(NamedParam::num_elements).sum::<usize>();
+    Ok(Sizes { coverage, trained, all: params.iter().map(NamedParam::num_elements).sum() })
+}
+
+fn targets<M: Module + Vlm>(model: &M, train: &TrainConfig, adapter: &AdapterConfig) -> Result<Coverage> {
+    let towers = model.towers();
+    let has_lora = towers.iter().any(|t| train.mode(t.name) == TowerMode::Lora);
+    let patterns: &[String] = if has_lora { &adapter.target_modules } else { &[] };
+    select(patterns, &linears(model, towers), |tower| train.mode(tower) == TowerMode::Lora)
 }
 
 struct OpenTowers<'a> {

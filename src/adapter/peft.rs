@@ -401,7 +401,7 @@ fn peft_config(trained: &[Trained], towers: &[Tower], info: &AdapterInfo<'_>) ->
         "fan_in_fan_out": false,
         "inference_mode": true,
         "init_lora_weights": true,
-        "lora_alpha": info.config.lora_alpha,
+        "lora_alpha": whole(info.config.lora_alpha),
         "lora_dropout": info.config.lora_dropout,
         "modules_to_save": if full.is_empty() { Value::Null } else { json!(full) },
         "peft_type": "LORA",
@@ -411,6 +411,11 @@ fn peft_config(trained: &[Trained], towers: &[Tower], info: &AdapterInfo<'_>) ->
         "use_dora": false,
         "use_rslora": false,
     })
+}
+
+/// An integer where it is one, as PEFT's configuration has it.
+fn whole(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
 
 /// Name of the module that holds a fully trained parameter: its tower, or a child of the language model.
