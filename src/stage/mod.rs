@@ -115,6 +115,16 @@ pub const STAGES: &[Stage] = &[
         run: encode::run,
     },
     Stage {
+        name: "train",
+        about: "Trains the adapter on the kept rows of the train split.",
+        reads: &["kept.jsonl", "images", "base"],
+        writes: &["adapter", "model", "log.jsonl", "train.json"],
+        scratch: &["checkpoint-", ".tmp-checkpoint-", ".tmp-adapter", ".tmp-model"],
+        sections: &["model", "adapter", "train"],
+        device: true,
+        run: train::run,
+    },
+    Stage {
         name: "eval",
         about: "Answers the held-out questions with the base and the tuned model.",
         reads: &["kept.jsonl", "images", "base", "adapter", "model"],

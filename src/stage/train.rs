@@ -86,7 +86,7 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         return Err(Error::new(Kind::Data, "no row to train on").found(format!("{rows_in} rows, all rejected")));
     }
     let (validation, _) = survey("read validation rows", validation, processor.as_ref(), &plan.train, ctx.progress);
-    let model = models::load(&base, &options, &ctx.device)?;
+    let model = (models::detect(&base)?.load)(&base, &options, &ctx.device)?;
     let job = Job {
         config: &plan.train,
         adapter: &plan.adapter,

@@ -17,6 +17,7 @@ use medtune::{
     nn::visit::named_params,
     progress::Progress,
     run_dir::RunDir,
+    sample::{ImageRef, Role, Sample, Turn},
     stage::Ctx,
     text::merge::{MergeRules, RawRow, merge as splice},
     train::{
@@ -27,7 +28,7 @@ use medtune::{
         schedule::Schedule,
         trainer::{Job, Session},
     },
-    vlm::{Batch, PaddingSide, Pixels, Vlm},
+    vlm::{Batch, Encoded, PaddingSide, Pixels, Processor, Vlm},
 };
 use serde_json::{Value, json};
 
@@ -41,6 +42,7 @@ const NORM: f64 = 1e-3;
 
 pub(super) fn check(checks: &mut Checks) {
     let fixture = Fixture::open();
+    fixture.collated(checks);
     fixture.read_and_write(checks);
     fixture.forward(checks);
     fixture.merged(checks);
@@ -100,9 +102,34 @@ impl Fixture {
         }
     }
 
-    fn base(&self) -> AnyVlm {
+    fn load(&self) -> (AnyVlm, Box<dyn Processor>) {
         let options = LoadOptions { vision_tower: Some(self.root.join("vision_tower")), dtype: None };
         load(&self.root.join("checkpoint"), &options, &self.device).unwrap()
+    }
+
+    fn base(&self) -> AnyVlm {
+        self.load().0
+    }
+
+    /// The fixture's training rows through the processor are its collated batch.
+    fn collated(&self, checks: &mut Checks) {
+        let (model, processor) = self.load();
+        let data = read_json(&self.root.join("lora/train_data.json"));
+        let rows: Vec<Encoded> = data
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| processor.encode(&sample(row, &self.root.join("images"))).unwrap())
+            .collect();
+        let found = Batch::collate(&rows, processor.pad_id(), PaddingSide::Right, 1);
+        let expected = self.whole(&model);
+        checks.equal("input ids of the batch", &found.input_ids, &expected.input_ids);
+        checks.equal("labels of the batch", &found.labels, &expected.labels);
+        checks.equal("mask of the batch", &found.mask, &expected.mask);
+        checks.equal("positions of the batch", &found.positions, &expected.positions);
+        checks.equal("image positions of the batch", &found.feature_index, &expected.feature_index);
+        let flat = |batch: &Batch| batch.pixels.iter().flat_map(|p| p.data.clone()).collect::<Vec<f32>>();
+        checks.close("pixels of the batch", &flat(&found), &flat(&expected), 1e-6);
     }
 
     fn adapted(&self) -> AnyVlm {
@@ -435,6 +462,21 @@ impl Fixture {
         then(&mut session);
         assert!(!dir.path(log::FILE).exists());
     }
+}
+
+/// A row of LLaVA's JSON.
+fn sample(row: &Value, images: &Path) -> Sample {
+    let turns = row["conversations"].as_array().unwrap().iter().map(|turn| Turn {
+        role: if turn["from"] == "human" { Role::User } else { Role::Assistant },
+        text: turn["value"].as_str().unwrap().to_string(),
+    });
+    let image = row["image"].as_str().map(|name| ImageRef { path: images.join(name) });
+    serde_json::from_value(json!({
+        "id": row["id"],
+        "images": image.into_iter().collect::<Vec<_>>(),
+        "turns": turns.collect::<Vec<_>>(),
+    }))
+    .unwrap()
 }
 
 /// `model` on the autodiff device with the adapter and the projector open for training, the rest frozen.
