@@ -12,10 +12,12 @@ use crate::{
     datasets::DATASETS,
     error::{Error, Kind, Result},
     metric::METRICS,
+    models::{self, MODELS, embedded::EMBEDDED},
     plan::Plan,
     qc::RULES,
     recipes::RECIPES,
     stage::STAGES,
+    weights::Checkpoint,
 };
 
 /// Something that has a name.
@@ -62,7 +64,14 @@ fn list(global: &Global, entries: &[Entry], help: &str) -> Result<()> {
 }
 
 fn model_entries() -> Vec<Entry> {
-    Vec::new()
+    let entry = |m: &&models::ModelDef| {
+        let presets: Vec<_> = m.presets.iter().map(|p| format!("{} ({})", p.name, p.about)).collect();
+        Entry::new("model family", m.name, m.about)
+            .with("model_type", m.model_types)
+            .with("presets", presets)
+            .with("adapter targets", m.lora_targets)
+    };
+    MODELS.iter().map(entry).collect()
 }
 
 fn dataset_entries() -> Vec<Entry> {
@@ -74,11 +83,66 @@ fn recipe_entries() -> Vec<Entry> {
 }
 
 pub(super) fn models(global: &Global) -> Result<()> {
-    list(global, &model_entries(), "`medtune explain NAME` says more; `medtune models inspect DIR` reads a checkpoint")
+    let table = models::table(&global.device.open()?)?;
+    emit(global, &table, || {
+        let head = ["FAMILY", "PRESET", "PARAMETERS", "TOKENS/IMAGE", "WHAT"];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        for row in &table {
+            let towers: Vec<_> = row.parameters.iter().map(|(name, n)| format!("{name} {}", count(*n))).collect();
+            rows.push(vec![
+                row.family.into(),
+                row.preset.into(),
+                towers.join(", "),
+                row.tokens_per_image.to_string(),
+                row.about.into(),
+            ]);
+        }
+        let names: Vec<_> = EMBEDDED.iter().map(|e| format!("embedded:{}  {}\n", e.name, e.about)).collect();
+        let help = "`medtune explain FAMILY` says more; `medtune models inspect DIR` reads a checkpoint";
+        format!("{}{}\n{help}", columns(&rows), names.concat())
+    })
 }
 
-pub(super) fn inspect(_global: &Global, dir: &Path) -> Result<()> {
-    Err(Error::new(Kind::Run, "not available").at(dir.display()))
+/// A number with its order of magnitude.
+fn count(n: usize) -> String {
+    let x = n as f64;
+    match n {
+        0..10_000 => n.to_string(),
+        10_000..10_000_000 => format!("{:.1}k", x / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1}M", x / 1e6),
+        _ => format!("{:.1}G", x / 1e9),
+    }
+}
+
+/// Reads a checkpoint directory without loading its weights.
+pub(super) fn inspect(global: &Global, dir: &Path) -> Result<()> {
+    let family = models::detect(dir)?;
+    let weights = Checkpoint::open(dir)?;
+    let tensors: Vec<_> = weights
+        .names()
+        .filter_map(|name| weights.info(name).map(|info| (name, info)))
+        .map(|(name, info)| json!({ "name": name, "shape": info.shape, "dtype": info.dtype.name() }))
+        .collect();
+    let parameters: usize =
+        weights.names().filter_map(|n| weights.info(n)).map(|i| i.shape.iter().product::<usize>()).sum();
+    let processor = models::processor(dir, &models::LoadOptions::default());
+    let host = match &processor {
+        Ok(processor) => processor.signature(),
+        Err(e) => json!({ "error": e.to_string() }),
+    };
+    let value = json!({
+        "dir": dir, "family": family.name, "parameters": parameters, "tensors": tensors, "processor": host,
+    });
+    emit(global, &value, || {
+        let mut rows = vec![
+            vec!["family".into(), format!("{} ({})", family.name, family.about)],
+            vec!["parameters".into(), format!("{} in {} tensors", count(parameters), tensors.len())],
+        ];
+        for (key, value) in host.as_object().into_iter().flatten() {
+            rows.push(vec![key.clone(), value.as_str().map_or_else(|| value.to_string(), String::from)]);
+        }
+        format!("{}\nevery tensor: --json", columns(&rows))
+    })
 }
 
 pub(super) fn datasets(global: &Global) -> Result<()> {

@@ -1,17 +1,21 @@
 //! Verbs that look at data.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::IsTerminal};
 
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::{columns, context, emit};
+use super::{columns, context, emit, run::out_dir};
 use crate::{
     cli::{Global, RecipeArgs},
     datasets::DATASETS,
     error::{Error, Kind, Result},
+    models,
     plan::Resolved,
-    sample::Sample,
+    run_dir::RunDir,
+    sample::{Sample, Split},
+    stage::encode::base_dir,
+    vlm::{Encoded, IGNORE, Processor},
 };
 
 /// Problems that are printed; all are counted.
@@ -107,8 +111,111 @@ impl Tally {
 }
 
 /// Shows one row as the model sees it.
-pub(super) fn show(_global: &Global, _args: &RecipeArgs, _row: usize) -> Result<()> {
-    Err(Error::new(Kind::Run, "not available"))
+pub(super) fn show(global: &Global, args: &RecipeArgs, row: usize) -> Result<()> {
+    let resolved = Resolved::new(&args.recipe, &args.set)?;
+    let ctx = context(global)?;
+    let run = RunDir::open(out_dir(args, &resolved))?;
+    crate::run::run(&resolved, &run, &ctx, "encode", false)?;
+    let samples: Vec<Sample> = run.read_jsonl("kept.jsonl")?;
+    let sample = samples.get(row).ok_or_else(|| {
+        Error::new(Kind::Config, "no such row")
+            .at("--row")
+            .expected(format!("a number below {}, the rows of kept.jsonl", samples.len()))
+            .found(row)
+    })?;
+    let base = base_dir(&resolved.plan, &run)?;
+    let processor = models::processor(&base, &resolved.plan.model.load_options())?;
+    let encoded = match sample.split {
+        Split::Test => processor.prompt(sample)?,
+        _ => processor.encode(sample)?,
+    };
+    let tokens = Tokens { sample, row: &encoded, processor: processor.as_ref() };
+    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    emit(global, tokens.json(), || tokens.text(color))
+}
+
+/// A row beside its tokens.
+struct Tokens<'a> {
+    sample: &'a Sample,
+    row: &'a Encoded,
+    processor: &'a dyn Processor,
+}
+
+/// What stands at a position.
+enum Place {
+    /// The image of this number begins here and takes so many positions.
+    Image(usize, usize),
+    /// A token of text.
+    Text,
+}
+
+impl Tokens<'_> {
+    /// Positions in order, each image once.
+    fn places(&self) -> Vec<(usize, Place)> {
+        let mut places = Vec::new();
+        let mut at = 0;
+        while at < self.row.input_ids.len() {
+            match self.row.spans.iter().enumerate().find(|(_, s)| s.start == at && s.len > 0) {
+                Some((i, span)) => {
+                    places.push((at, Place::Image(i, span.len)));
+                    at += span.len;
+                }
+                None => {
+                    places.push((at, Place::Text));
+                    at += 1;
+                }
+            }
+        }
+        places
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let tokens: Vec<_> = (self.row.input_ids.iter().zip(&self.row.labels).enumerate())
+            .map(|(at, (id, label))| {
+                let image = self.row.spans.iter().position(|s| (s.start..s.start + s.len).contains(&at));
+                let piece = image.is_none().then(|| self.processor.piece(*id));
+                json!({ "position": at, "id": id, "piece": piece, "label": label, "image": image })
+            })
+            .collect();
+        json!({
+            "id": self.sample.id, "split": self.sample.split, "images": self.sample.images,
+            "supervised": self.row.supervised(), "tokens": tokens,
+        })
+    }
+
+    fn text(&self, color: bool) -> String {
+        let paint = |text: String, code: &str| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text };
+        let split = format!("{:?}", self.sample.split).to_lowercase();
+        let mut text = format!(
+            "row {} ({split}): {} positions, {} supervised, {} images\n\n{:>8}  {:>7}  {:>7}  piece\n",
+            self.sample.id,
+            self.row.input_ids.len(),
+            self.row.supervised(),
+            self.row.spans.len(),
+            "position",
+            "id",
+            "label"
+        );
+        for (at, place) in self.places() {
+            let line = match place {
+                Place::Image(i, len) => {
+                    let path = self.sample.images.get(i).map(|i| i.path.display().to_string()).unwrap_or_default();
+                    let span = format!("{at}-{}", at + len - 1);
+                    paint(format!("{span:>8}  {:>7}  {:>7}  image {i}, {len} positions: {path}", "", "masked"), "36")
+                }
+                Place::Text => {
+                    let (id, label) = (self.row.input_ids[at], self.row.labels[at]);
+                    let piece = self.processor.piece(id).escape_debug().to_string();
+                    let masked = label == IGNORE;
+                    let label = if masked { "masked".to_string() } else { label.to_string() };
+                    paint(format!("{at:>8}  {id:>7}  {label:>7}  {piece}"), if masked { "2" } else { "32" })
+                }
+            };
+            text.push_str(&line);
+            text.push('\n');
+        }
+        text
+    }
 }
 
 /// Looks for test images in the training rows.
