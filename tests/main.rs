@@ -1,4 +1,5 @@
 //! Behaviour across modules, in one test binary.
 
+mod cli;
 mod parity;
 mod report;

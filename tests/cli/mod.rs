@@ -1,0 +1,62 @@
+//! The program as a user meets it: the real binary, its output, its exit codes.
+
+mod config;
+mod help;
+mod machine;
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+/// What the program said and how it ended.
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Said {
+    fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Standard output as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e} in {}", self.out))
+    }
+
+    /// Fails unless the program ended with `code`.
+    #[track_caller]
+    pub(crate) fn code(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.out, self.err);
+        self
+    }
+
+    /// Fails unless standard error has every one of `parts`.
+    #[track_caller]
+    pub(crate) fn blames(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(self.err.contains(part), "no {part:?} in:\n{}", self.err);
+        }
+        assert!(!self.err.contains("panicked"), "{}", self.err);
+        self
+    }
+}
+
+/// The program in `dir`.
+pub(crate) fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_medtune"));
+    command.current_dir(dir).args(args).env_remove("RUST_LOG");
+    command
+}
+
+/// Runs the program in `dir` to its end.
+pub(crate) fn medtune(dir: &Path, args: &[&str]) -> Said {
+    Said::of(command(dir, args).output().unwrap())
+}
