@@ -181,7 +181,9 @@ impl LlavaMedProcessor {
     }
 
     fn pixels(&self, sample: &Sample) -> Result<Vec<Pixels>> {
-        sample.images.iter().map(|i| Ok(self.images.apply(&image::open(&i.path)?))).collect()
+        let open = |path: &Path| self.images.apply(&image::open(path)?);
+        let named = |e: Error, path: &Path| e.at(format!("{} of row {}", path.display(), sample.id));
+        sample.images.iter().map(|i| open(&i.path).map_err(|e| named(e, &i.path))).collect()
     }
 
     /// Puts as many positions as an image has features in the place of each mark.

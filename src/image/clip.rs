@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Rgb8, pad,
+    MAX_PIXELS, Rgb8, pad,
     resize::{Filter, resize},
 };
 use crate::{
@@ -125,8 +125,11 @@ impl ClipPreprocess {
     }
 
     /// Pads, resizes and crops; `high` moves the padded image by one pixel (see [`pad::to_square`]).
-    #[must_use]
-    pub fn square(&self, image: &Rgb8, high: bool) -> Rgb8 {
+    ///
+    /// # Errors
+    /// An image so thin that padding or resizing it would take more than [`MAX_PIXELS`].
+    pub fn square(&self, image: &Rgb8, high: bool) -> Result<Rgb8> {
+        self.check_shape(image)?;
         let padded = match self.pad_color {
             Some(color) => pad::to_square(image, color, high),
             None => image.clone(),
@@ -139,20 +142,38 @@ impl ClipPreprocess {
             }
             None => image,
         };
-        pad::center_crop(&resized, self.crop_size)
+        Ok(pad::center_crop(&resized, self.crop_size))
+    }
+
+    fn check_shape(&self, image: &Rgb8) -> Result<()> {
+        let (long, short) = (image.width.max(image.height) as u64, image.width.min(image.height) as u64);
+        let pixels = match (self.pad_color, self.size) {
+            (Some(_), _) => long.saturating_mul(long),
+            (None, Some(size)) => (size as u64).saturating_mul(size as u64).saturating_mul(long) / short.max(1),
+            (None, None) => 0,
+        };
+        if pixels <= MAX_PIXELS {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Image, "an image is too thin to be made square")
+            .expected(format!("at most {MAX_PIXELS} pixels on the way"))
+            .found(format!("{pixels} for {} x {}", image.width, image.height))
+            .help("cut the image into parts, or leave its rows out"))
     }
 
     /// The whole way to the input of the tower.
     ///
     /// # Shapes
     /// `[3, crop_size, crop_size]`
-    #[must_use]
-    pub fn apply(&self, image: &Rgb8) -> Pixels {
-        let square = self.square(image, false);
-        Pixels {
+    ///
+    /// # Errors
+    /// As [`ClipPreprocess::square`].
+    pub fn apply(&self, image: &Rgb8) -> Result<Pixels> {
+        let square = self.square(image, false)?;
+        Ok(Pixels {
             data: pad::normalize(&square, self.rescale_factor, self.mean, self.std),
             shape: [3, square.height, square.width],
-        }
+        })
     }
 
     /// Everything that decides how an image becomes numbers.
@@ -219,9 +240,11 @@ mod tests {
         for pad in [true, false] {
             let rules = ClipPreprocess::openai(8, pad);
             for (width, height) in [(1, 1), (3, 3), (20, 3), (3, 20), (9, 40), (8, 8)] {
-                let out = rules.apply(&Rgb8::filled(width, height, [1, 2, 3]));
+                let out = rules.apply(&Rgb8::filled(width, height, [1, 2, 3])).unwrap();
                 assert_eq!((out.shape, out.data.len()), ([3, 8, 8], 192), "{width}x{height} {pad}");
             }
+            let thin = Rgb8::filled(1, 3_000_000, [0; 3]);
+            assert!(rules.apply(&thin).unwrap_err().to_string().contains("1 x 3000000"));
         }
     }
 }

@@ -76,11 +76,11 @@ fn tensor(
     let unpadded = ClipPreprocess { pad_color: None, ..rules.clone() };
     let found = match what {
         "decoded_rgb" => image.clone(),
-        "resized" => rules.square(image, false),
-        "resized_offset_high" => rules.square(image, true),
-        "nopad_resized" => unpadded.square(image, false),
+        "resized" => rules.square(image, false).unwrap(),
+        "resized_offset_high" => rules.square(image, true).unwrap(),
+        "nopad_resized" => unpadded.square(image, false).unwrap(),
         "pixel_values" => {
-            let pixels = rules.apply(image);
+            let pixels = rules.apply(image).unwrap();
             checks.equal(&format!("{name} shape"), pixels.shape.to_vec(), shape.to_vec());
             let expected: Vec<f32> = data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             return checks.close(name, &pixels.data, &expected, 0.0);
@@ -91,7 +91,7 @@ fn tensor(
         other => {
             let side = other.strip_prefix("resized_").and_then(|s| s.parse().ok());
             let side = side.unwrap_or_else(|| panic!("{name}: a kind of tensor that no check covers"));
-            ClipPreprocess::openai(side, true).square(image, false)
+            ClipPreprocess::openai(side, true).square(image, false).unwrap()
         }
     };
     checks.equal(&format!("{name} shape"), vec![found.height, found.width, 3], shape.to_vec());

@@ -2,13 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use medtune::text::{
-    chat::{self, IMAGE_MARK},
-    grouping,
-    merge::IMAGE_TOKEN_INDEX,
-    tokenizer::Tokenizer,
+use medtune::{
+    models::llava_med::processor::LlavaMedProcessor,
+    sample::Sample,
+    text::{
+        chat::{self, IMAGE_MARK},
+        grouping,
+        merge::IMAGE_TOKEN_INDEX,
+        tokenizer::Tokenizer,
+    },
+    vlm::{IGNORE, Processor},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::parity::fixture::{self, Checks};
 
@@ -21,6 +26,7 @@ pub(super) fn check(checks: &mut Checks) {
         conversations(checks, &tokenizer, &chat, "tiny");
     }
     prompts(checks, &chat);
+    processor(checks, &root, &chat);
     groups(checks, &chat["grouping"]);
     if let Some(dir) = full_size() {
         full(checks, &dir, &chat);
@@ -119,6 +125,46 @@ fn prompts(checks: &mut Checks, file: &Value) {
         let prompt = chat::mistral_instruct("", &messages);
         checks.equal("training prompt", prompt.as_str(), case["prompt"].as_str().unwrap());
     }
+}
+
+/// The processor gives the original's row where the original loses nothing, and an error where it does.
+fn processor(checks: &mut Checks, root: &Path, file: &Value) {
+    let processor = LlavaMedProcessor::load(&root.join("checkpoint"), Some(&root.join("vision_tower"))).unwrap();
+    let picture = root.join("images").read_dir().unwrap().map(|f| f.unwrap().path()).min().unwrap();
+    for case in file["train"].as_array().unwrap() {
+        let expected = &case["tiny"];
+        let (row, labels) = (ids(&expected["input_ids"]), ids(&expected["labels"]));
+        let sample = sample(case, &picture);
+        let marks = row.iter().filter(|id| **id == IMAGE_TOKEN_INDEX).count();
+        if marks != sample.images.len() || row.len() >= expected["model_max_length"].as_u64().unwrap() as usize {
+            // An image or the end of the text got lost in the original.
+            continue;
+        }
+        let found = processor.encode(&sample);
+        if ids(&expected["supervised_ids"]).is_empty() {
+            checks.equal(&format!("{} refused", sample.id), found.is_err(), true);
+            continue;
+        }
+        let found = found.unwrap();
+        let (mut ids, mut found_labels) = (found.input_ids.clone(), found.labels.clone());
+        for span in found.spans.iter().rev() {
+            ids.splice(span.start..span.start + span.len, [IMAGE_TOKEN_INDEX]);
+            found_labels.splice(span.start..span.start + span.len, [IGNORE]);
+        }
+        checks.equal(&format!("{} row", sample.id), (&ids, &found_labels), (&row, &labels));
+        checks.equal(&format!("{} tiles", sample.id), found.pixels.len(), marks);
+        let prompt = processor.prompt(&sample).unwrap();
+        checks.equal(&format!("{} prompt", sample.id), found.input_ids.starts_with(&prompt.input_ids), true);
+    }
+}
+
+fn sample(case: &Value, picture: &Path) -> Sample {
+    let turns = case["conversations"].as_array().unwrap();
+    let role = |turn: &Value| if turn["from"] == "human" { "user" } else { "assistant" };
+    let turns: Vec<Value> = turns.iter().map(|t| json!({"role": role(t), "text": t["value"]})).collect();
+    let marks: usize = turns.iter().map(|t| t["text"].as_str().unwrap().matches(IMAGE_MARK).count()).sum();
+    let images = vec![json!({"path": picture}); marks];
+    serde_json::from_value(json!({"id": case["id"], "images": images, "turns": turns})).unwrap()
 }
 
 fn groups(checks: &mut Checks, file: &Value) {
