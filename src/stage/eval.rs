@@ -2,16 +2,22 @@
 
 use std::collections::{HashMap, HashSet};
 
+use burn::tensor::Device;
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Ctx, Summary, judge::orphan};
+use super::{Ctx, Summary, encode::base_dir, judge::orphan};
 use crate::{
-    error::Result,
+    adapter::peft,
+    error::{Error, Kind, Result},
+    generate::generate,
+    judge::last_question,
+    models::{self, AnyVlm},
     plan::Plan,
     run_dir::RunDir,
     sample::{Sample, Split},
-    vlm::Encoded,
+    vlm::{Encoded, Processor},
 };
 
 /// `[eval]` of a recipe.
@@ -69,8 +75,194 @@ pub fn held_out(samples: &[Sample], limit: usize) -> Vec<&Sample> {
 /// Answers every row of the test split with both models.
 ///
 /// # Errors
-/// A model or adapter cannot be loaded, an image cannot be read, or the directory cannot be written.
+/// Nothing was trained, a model or adapter cannot be loaded, the adapter was trained on differently prepared inputs, an
+/// image cannot be read, or the directory cannot be written.
 pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
-    let _ = (plan, dir, ctx, orphan("", "", ""), None::<Encoded>);
-    Ok(Summary::default())
+    let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
+    let rows = held_out(&samples, plan.eval.rows);
+    let (done, mut out) = dir.continue_jsonl::<Answer>(FILE)?;
+    let mut found = collect(done, &rows)?;
+    let resumed = found.len();
+    for which in [Which::Base, Which::Tuned] {
+        let batches = open_batches(&rows, plan.generate.batch_size, |id| found.contains_key(&(which, id.to_string())));
+        if batches.is_empty() {
+            continue;
+        }
+        let (model, processor) = load(plan, dir, which, &ctx.device)?;
+        let what = format!("answers, {}", which.name());
+        let mut task = ctx.progress.start(&what, batches.iter().map(|b| b.len() as u64).sum());
+        for batch in batches {
+            ctx.check()?;
+            for answer in answer(&model, processor.as_ref(), &batch, which, plan, &ctx.device)? {
+                let key = (which, answer.id.clone());
+                if !found.contains_key(&key) {
+                    out.push(&answer)?;
+                    found.insert(key, answer.answer);
+                }
+            }
+            task.advance(batch.len() as u64);
+        }
+        task.finish();
+    }
+    drop(out);
+    let answers = in_order(&rows, found)?;
+    dir.write_jsonl(FILE, &answers)?;
+    let images: HashSet<&str> = rows.iter().map(|s| s.group.as_str()).collect();
+    let empty = answers.iter().filter(|a| a.answer.is_empty()).count();
+    let mut summary = Summary::default();
+    summary.line("test rows", rows.len()).line("images", images.len()).line("answers", answers.len());
+    summary.line("empty answers", empty).line("answered before", resumed);
+    Ok(summary)
+}
+
+/// Name of the file.
+const FILE: &str = "answers.jsonl";
+
+impl Which {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Tuned => "tuned",
+        }
+    }
+}
+
+type Found = HashMap<(Which, String), String>;
+
+/// Answers of an interrupted run, each of which must belong to a row.
+fn collect(done: Vec<Answer>, rows: &[&Sample]) -> Result<Found> {
+    let known: HashSet<&str> = rows.iter().map(|s| s.id.as_str()).collect();
+    let mut found = HashMap::new();
+    for answer in done {
+        if !known.contains(answer.id.as_str()) {
+            return Err(orphan("answer", &answer.id, "the test split of kept.jsonl"));
+        }
+        found.insert((answer.model, answer.id), answer.answer);
+    }
+    Ok(found)
+}
+
+/// Batches of rows of similar length, longest first, without those that are complete. Which rows form a batch does not
+/// depend on what is complete, so that an interrupted run ends with the same bytes.
+fn open_batches<'a>(rows: &[&'a Sample], size: usize, done: impl Fn(&str) -> bool) -> Vec<Vec<&'a Sample>> {
+    let mut order: Vec<&Sample> = rows.to_vec();
+    order.sort_by_key(|s| std::cmp::Reverse(s.images.len() * (1 << 20) + last_question(s).len()));
+    order.chunks(size.max(1)).filter(|b| !b.iter().all(|s| done(&s.id))).map(<[_]>::to_vec).collect()
+}
+
+/// Answers of one batch, in its order.
+fn answer(
+    model: &AnyVlm,
+    processor: &dyn Processor,
+    batch: &[&Sample],
+    which: Which,
+    plan: &Plan,
+    device: &Device,
+) -> Result<Vec<Answer>> {
+    let prompts: Vec<Encoded> = batch.par_iter().map(|s| processor.prompt(s)).collect::<Result<_>>()?;
+    let stop = processor.stop_ids();
+    let ids = generate(model, &prompts, processor.pad_id(), stop, &plan.generate, plan.seed, device, &mut |_, _| {})?;
+    let text = |ids: &[i32]| {
+        processor.decode(ids.split_last().filter(|(last, _)| stop.contains(last)).map_or(ids, |(_, rest)| rest))
+    };
+    Ok(batch.iter().zip(&ids).map(|(s, ids)| Answer { id: s.id.clone(), model: which, answer: text(ids) }).collect())
+}
+
+/// The base model, or the tuned one: a whole checkpoint in `model/`, else the base with `adapter/`.
+fn load(plan: &Plan, dir: &RunDir, which: Which, device: &Device) -> Result<(AnyVlm, Box<dyn Processor>)> {
+    let options = plan.model.load_options();
+    let base = base_dir(plan, dir)?;
+    if which == Which::Base {
+        return models::load(&base, &options, device);
+    }
+    let (whole, adapter) = (dir.path("model"), dir.path("adapter"));
+    if whole.join("config.json").is_file() {
+        let before = models::processor(&base, &options)?.signature();
+        let (model, processor) = models::load(&whole, &options, device)?;
+        if processor.signature() != before {
+            return Err(Error::new(Kind::Checkpoint, "the tuned model prepares its inputs differently from the base")
+                .at(whole.display())
+                .expected(before)
+                .found(processor.signature())
+                .help("use the processor files (tokenizer, preprocessor_config.json) of the base model"));
+        }
+        return Ok((model, processor));
+    }
+    if !adapter.is_dir() {
+        return Err(Error::new(Kind::Run, "there is no tuned model")
+            .at(dir.root().display())
+            .expected("adapter/ or model/")
+            .help("run the train stage first"));
+    }
+    let (model, processor) = models::load(&base, &options, device)?;
+    let model = peft::load(model, &adapter, &processor.signature())?;
+    Ok((model, processor))
+}
+
+/// Base before tuned, each in the order of the rows.
+fn in_order(rows: &[&Sample], mut found: Found) -> Result<Vec<Answer>> {
+    let mut answers = Vec::with_capacity(2 * rows.len());
+    for model in [Which::Base, Which::Tuned] {
+        for sample in rows {
+            let answer = found.remove(&(model, sample.id.clone()));
+            let answer = answer.ok_or_else(|| orphan("row", &sample.id, FILE))?;
+            answers.push(Answer { id: sample.id.clone(), model, answer });
+        }
+    }
+    Ok(answers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metric::clinical::tests::row;
+
+    fn test_row(id: &str, group: &str) -> Sample {
+        Sample { id: id.into(), group: group.into(), split: Split::Test, ..row(None) }
+    }
+
+    #[test]
+    fn a_limit_keeps_whole_images() {
+        let mut samples: Vec<Sample> = [("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b"), ("b3", "b"), ("c1", "c")]
+            .map(|(i, g)| test_row(i, g))
+            .into();
+        samples.push(Sample { split: Split::Train, ..test_row("t", "t") });
+        let ids = |limit| held_out(&samples, limit).iter().map(|s| s.id.clone()).collect::<Vec<_>>().join(" ");
+        assert_eq!(ids(0), "a1 b1 a2 b2 b3 c1");
+        assert_eq!(ids(5), "a1 b1 a2 b2 b3");
+        assert_eq!(ids(4), "a1 a2 c1");
+        assert_eq!(ids(1), "a1 a2");
+    }
+
+    #[test]
+    fn batches_stay_the_same_when_some_are_done() {
+        let samples: Vec<Sample> = (0..7).map(|i| test_row(&format!("r{i}"), "g")).collect();
+        let rows: Vec<&Sample> = samples.iter().collect();
+        let all = open_batches(&rows, 3, |_| false);
+        assert_eq!(all.iter().map(Vec::len).sum::<usize>(), 7);
+        let first: Vec<&str> = all[0].iter().map(|s| s.id.as_str()).collect();
+        let rest = open_batches(&rows, 3, |id| first.contains(&id) || id == all[1][0].id);
+        assert_eq!(rest, all[1..]);
+        assert!(open_batches(&rows, 3, |_| true).is_empty());
+    }
+
+    #[test]
+    fn answers_end_in_one_order_and_none_is_missing() {
+        let samples = [test_row("x", "g"), test_row("y", "g")];
+        let rows: Vec<&Sample> = samples.iter().collect();
+        let answer = |id: &str, model| Answer { id: id.into(), model, answer: format!("{id} {model:?}") };
+        let mut done = vec![
+            answer("y", Which::Tuned),
+            answer("y", Which::Base),
+            answer("x", Which::Tuned),
+            answer("x", Which::Base),
+        ];
+        let answers = in_order(&rows, collect(done.clone(), &rows).unwrap()).unwrap();
+        let order: Vec<_> = answers.iter().map(|a| a.answer.as_str()).collect();
+        assert_eq!(order, ["x Base", "y Base", "x Tuned", "y Tuned"]);
+        done.pop();
+        assert!(in_order(&rows, collect(done.clone(), &rows).unwrap()).is_err());
+        done.push(answer("z", Which::Base));
+        assert!(collect(done, &rows).is_err());
+    }
 }
