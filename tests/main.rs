@@ -1,5 +1,6 @@
 //! Behaviour across modules, in one test binary.
 
 mod cli;
+mod eval;
 mod parity;
 mod report;

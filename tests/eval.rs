@@ -1,0 +1,111 @@
+//! Answers of two real models: the same bytes for every batch size and after an interruption; other inputs refused.
+
+use std::{fs, path::Path};
+
+use medtune::{
+    device::DeviceSpec,
+    error::Kind,
+    plan::Plan,
+    progress::Progress,
+    run_dir::RunDir,
+    sample::{ImageRef, Role, Sample, Split, Turn},
+    stage::{Ctx, encode::base_dir, eval},
+    text::bpe::train_bpe,
+};
+
+fn rows(dir: &Path) -> Vec<Sample> {
+    let questions = ["Is there a nodule?", "What do you see in the lower part of this image?", "Where?"];
+    let mut rows = Vec::new();
+    for i in 0..5u8 {
+        let path = dir.join(format!("{i}.png"));
+        image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([(x as u8).wrapping_mul(i), y as u8 * 3, 50 * i]))
+            .save(&path)
+            .unwrap();
+        for (k, question) in questions.into_iter().enumerate() {
+            rows.push(Sample {
+                id: format!("{i}-{k}"),
+                images: vec![ImageRef { path: path.clone() }],
+                turns: vec![
+                    Turn { role: Role::User, text: format!("<image>\n{question}") },
+                    Turn { role: Role::Assistant, text: "There is a large nodule in the left lung.".into() },
+                ],
+                origin: Default::default(),
+                split: if i == 0 { Split::Train } else { Split::Test },
+                group: format!("image {i}"),
+                polarity: None,
+                category: None,
+                answer_type: None,
+                annotation: None,
+                meta: Default::default(),
+            });
+        }
+    }
+    rows
+}
+
+fn plan(seed: u64) -> Plan {
+    let mut plan = Plan { seed, ..Plan::default() };
+    plan.model.checkpoint = None;
+    plan.model.preset = "tiny".into();
+    plan.generate.max_new_tokens = 10;
+    plan
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn answers_do_not_depend_on_batches_or_interruptions() {
+    let temporary = tempfile::tempdir().unwrap();
+    let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
+    let rows = rows(temporary.path());
+    let dir = RunDir::open(temporary.path().join("run")).unwrap();
+    let other = RunDir::open(temporary.path().join("other")).unwrap();
+    dir.write_jsonl("kept.jsonl", &rows).unwrap();
+    other.write_jsonl("kept.jsonl", &rows).unwrap();
+
+    let untrained = eval::run(&plan(1), &dir, &ctx).unwrap_err();
+    assert!(untrained.to_string().contains("no tuned model"), "{untrained}");
+    let base_only: Vec<eval::Answer> = dir.read_jsonl("answers.jsonl").unwrap();
+    assert_eq!(base_only.len(), 12, "the base model's answers are kept");
+
+    copy(&base_dir(&plan(2), &other).unwrap(), &dir.path("model"));
+    let mut first = Vec::new();
+    for batch_size in [1, 3, 16] {
+        dir.remove("answers.jsonl").unwrap();
+        let mut plan = plan(1);
+        plan.generate.batch_size = batch_size;
+        eval::run(&plan, &dir, &ctx).unwrap();
+        let bytes = fs::read(dir.path("answers.jsonl")).unwrap();
+        if first.is_empty() {
+            first.clone_from(&bytes);
+        }
+        assert!(bytes == first, "batch size {batch_size} changes the answers");
+    }
+    let answers: Vec<eval::Answer> = dir.read_jsonl("answers.jsonl").unwrap();
+    let ids: Vec<_> = answers.iter().map(|a| a.id.clone()).collect();
+    let test: Vec<_> = rows.iter().filter(|s| s.split == Split::Test).map(|s| s.id.clone()).collect();
+    assert_eq!(ids, [test.clone(), test].concat());
+    assert!(answers[..12] != answers[12..], "two models");
+
+    let text = String::from_utf8(first.clone()).unwrap();
+    let mut cut: Vec<&str> = text.split_inclusive('\n').collect();
+    cut.reverse();
+    let mut partial = cut[..9].concat();
+    partial.push_str(&cut[9][..cut[9].len() / 2]);
+    fs::write(dir.path("answers.jsonl"), partial).unwrap();
+    eval::run(&plan(1), &dir, &ctx).unwrap();
+    assert!(fs::read(dir.path("answers.jsonl")).unwrap() == first, "an interrupted run ends differently");
+
+    fs::write(dir.path("model/tokenizer.json"), train_bpe(["quite other words, quite other words"], 500).unwrap())
+        .unwrap();
+    dir.remove("answers.jsonl").unwrap();
+    let refused = eval::run(&plan(1), &dir, &ctx).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Checkpoint, "{refused}");
+    assert!(refused.to_string().contains("prepares its inputs differently"), "{refused}");
+}
