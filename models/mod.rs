@@ -22,6 +22,7 @@ use crate::{
 
 pub mod embedded;
 pub mod llava_med;
+pub mod qwen_vl;
 
 /// `[model]` of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -71,6 +72,8 @@ impl Default for ModelConfig {
 pub enum AnyVlm {
     /// LLaVA-Med v1.5.
     LlavaMed(llava_med::LlavaMed),
+    /// Qwen-VL-Chat.
+    QwenVl(qwen_vl::QwenVl),
 }
 
 /// Calls a method on whichever family is there.
@@ -78,6 +81,7 @@ macro_rules! dispatch {
     ($self:expr, $model:ident => $call:expr) => {
         match $self {
             AnyVlm::LlavaMed($model) => $call,
+            AnyVlm::QwenVl($model) => $call,
         }
     };
 }
@@ -126,7 +130,7 @@ pub struct ModelDef {
 }
 
 /// All families.
-pub const MODELS: &[&ModelDef] = &[&llava_med::DEF];
+pub const MODELS: &[&ModelDef] = &[&llava_med::DEF, &qwen_vl::DEF];
 
 /// The family called `name`.
 ///

@@ -70,7 +70,8 @@ impl LayerCache {
     ///
     /// # Shapes
     /// `[rows, kv_heads, length, head_dim]` each -> `[rows, kv_heads, keys, head_dim]` each
-    fn append(&mut self, k: Tensor<4>, v: Tensor<4>, keys: usize) -> (Tensor<4>, Tensor<4>) {
+    #[must_use]
+    pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>, keys: usize) -> (Tensor<4>, Tensor<4>) {
         let [rows, heads, length, head_dim] = k.dims();
         let end = self.len + length;
         assert!(end <= self.capacity && keys <= self.capacity, "the cache is sized for the longest answer");

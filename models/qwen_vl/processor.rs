@@ -1,0 +1,1 @@
+//! Host side of Qwen-VL: images, prompts, label masks.

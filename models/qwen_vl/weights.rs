@@ -1,0 +1,72 @@
+//! Checkpoint directories of Qwen-VL: loading (PyTorch `.bin` shards or safetensors), random initialisation, saving.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType};
+use serde_json::json;
+
+use super::{QwenVl, QwenVlConfig};
+use crate::{
+    error::{Error, Kind, Result},
+    models::LoadOptions,
+    nn::resampler::sincos_table,
+    run_dir::write_atomic,
+    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save},
+};
+
+/// Loads a checkpoint directory.
+///
+/// # Errors
+/// An unreadable or unsupported config, a separate vision tower (there is none in this family), or weights that do not
+/// fit the config.
+pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<QwenVl> {
+    if let Some(tower) = &options.vision_tower {
+        return Err(Error::new(Kind::Config, "Qwen-VL has no separate vision tower")
+            .at("model.vision_tower")
+            .found(tower.display())
+            .help("remove model.vision_tower; the checkpoint holds the tower"));
+    }
+    let config = QwenVlConfig::open(dir)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    let stored = checkpoint.info("transformer.wte.weight").map(|i| i.dtype);
+    let dtype = options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(d, device)));
+    load(QwenVl::new(&config, device)?, &checkpoint, dtype)
+}
+
+/// A preset with random weights; `vocab_size` replaces the preset's. The resampler's positions are its sine-cosine
+/// table, as in the original.
+///
+/// # Errors
+/// No preset of this name.
+pub fn init(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device) -> Result<QwenVl> {
+    let mut config = QwenVlConfig::preset(preset)?;
+    if let Some(vocab_size) = vocab_size {
+        config.vocab_size = vocab_size;
+    }
+    let mut model = init_random(QwenVl::new(&config, device)?, seed, config.initializer_range);
+    let pool = &mut model.transformer.visual.attn_pool;
+    let id = pool.pos_embed.id;
+    let table = sincos_table(config.visual.output_dim, config.visual.n_queries.isqrt(), device);
+    pool.pos_embed = pool.pos_embed.clone().transform_for_load(table, id);
+    Ok(model)
+}
+
+/// Writes config.json, generation_config.json and the weights.
+///
+/// # Errors
+/// An unwritable directory, or a model with adapters.
+pub fn save_dir(model: &QwenVl, dir: &Path, options: &SaveOptions) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let dtype = match options.dtype {
+        FloatDType::BF16 => "bfloat16",
+        FloatDType::F16 => "float16",
+        _ => "float32",
+    };
+    let config = QwenVlConfig { torch_dtype: Some(dtype.into()), ..model.config().clone() };
+    let value =
+        serde_json::to_value(&config).map_err(|e| Error::new(Kind::Checkpoint, "config has no JSON form").source(e))?;
+    let text = |value: serde_json::Value| format!("{value:#}\n").into_bytes();
+    save(model, dir, options)?;
+    write_atomic(&dir.join("generation_config.json"), &text(json!({ "chat_format": "chatml" })))?;
+    write_atomic(&dir.join("config.json"), &text(value))
+}
