@@ -114,7 +114,7 @@ impl QwenVlConfig {
         Self { torch_dtype: Some("bfloat16".into()), ..Self::default() }
     }
 
-    /// The same architecture at a size that two CPU cores train in minutes; 16 queries an image instead of 256.
+    /// The same architecture at a size that two CPU cores train in minutes; 64 queries an image instead of 256.
     #[must_use]
     pub fn tiny() -> Self {
         Self {

@@ -2,7 +2,7 @@
 //!
 //! Coordinates are integers in `0..1000` relative to width and height: `<ref>phrase</ref><box>(x1,y1),(x2,y2)</box>`.
 
-use super::qwen::{Element, QwenTokenizer};
+use super::qwen::{Element, QwenTokenizer, tags};
 use crate::error::{Error, Kind, Result};
 
 /// Coordinates are relative to this.
@@ -72,10 +72,35 @@ pub fn boxes(t: &QwenTokenizer, text: &str) -> Result<Vec<GroundedBox>> {
     Ok(found)
 }
 
+/// Refuses boxes and quadrilaterals in `text` that no image has.
+///
+/// # Errors
+/// Tags that are not closed, coordinates that are not integers in `0..=999`, or a box whose corners are swapped.
+pub fn check(text: &str) -> Result<()> {
+    for element in tags(text)? {
+        match element {
+            Element::Box(inner) => GroundedBox { corners: corners(&inner)?, phrase: None }.check()?,
+            Element::Quad(inner) => {
+                let inside = integers(&inner).is_some_and(|n| n.len() == 8 && n.iter().all(|c| (0..SCALE).contains(c)));
+                if !inside {
+                    return Err(Error::new(Kind::Data, "bad quadrilateral")
+                        .expected("four corners in 0..=999: (x1,y1),(x2,y2),(x3,y3),(x4,y4)")
+                        .found(inner));
+                }
+            }
+            Element::Text(_) | Element::Image(_) | Element::Ref(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn integers(inner: &str) -> Option<Vec<i32>> {
+    inner.replace(['(', ')'], "").split(',').map(|n| n.trim().parse().ok()).collect()
+}
+
 fn corners(inner: &str) -> Result<[i32; 4]> {
-    let numbers = inner.replace(['(', ')'], "").split(',').map(|n| n.trim().parse().ok()).collect::<Option<Vec<i32>>>();
-    numbers
-        .and_then(|n| <[i32; 4]>::try_from(n).ok())
+    integers(inner)
+        .and_then(|n| n.try_into().ok())
         .ok_or_else(|| Error::new(Kind::Text, "a box is not four integers").expected("(x1,y1),(x2,y2)").found(inner))
 }
 
@@ -100,5 +125,7 @@ mod tests {
         let outside = GroundedBox { corners: [0, 0, 1000, 500], phrase: None };
         assert!(outside.tagged().unwrap_err().to_string().contains("0..=999"));
         assert!(GroundedBox { corners: [9, 0, 1, 5], phrase: None }.check().is_err());
+        assert!(check("<quad>(1,2),(3,4),(5,6),(7,8)</quad> and <box>(0,0),(9,9)</box>").is_ok());
+        assert!(check("<quad>(1,2),(3,4),(5,6)</quad>").is_err() && check("<box>(0,0),(9,1000)</box>").is_err());
     }
 }

@@ -15,6 +15,9 @@ pub const IMAGE_SPAN: usize = 256;
 pub const LONGEST_PATH: usize = 254;
 
 const ENDOFTEXT: &str = "<|endoftext|>";
+/// Special tokens behind the ranks.
+pub const SPECIALS: usize = 3 + EXTRAS + VISION.len();
+
 const EXTRAS: usize = 205;
 const VISION: [&str; 9] = ["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"];
 
@@ -42,6 +45,7 @@ impl Default for DecodeOptions {
 #[derive(Debug)]
 pub struct QwenTokenizer {
     vocabulary: Tiktoken,
+    image_span: usize,
     /// `<|endoftext|>`: end of text and padding.
     pub eod: i32,
     /// `<|im_start|>`.
@@ -99,7 +103,15 @@ impl QwenTokenizer {
             img_end: id("</img>"),
             img_pad: id("<imgpad>"),
             vocabulary,
+            image_span: IMAGE_SPAN,
         }
+    }
+
+    /// The same tokenizer for a model with another number of features an image.
+    #[must_use]
+    pub fn with_image_span(mut self, image_span: usize) -> Self {
+        self.image_span = image_span;
+        self
     }
 
     /// Number of ids, specials included.
@@ -117,7 +129,7 @@ impl QwenTokenizer {
     /// Ids of `text`, images written as bytes.
     ///
     /// # Errors
-    /// An `<img>` without `</img>`, another special token between them, or more than [`IMAGE_SPAN`] bytes.
+    /// An `<img>` without `</img>`, another special token between them, or more bytes than an image has features.
     pub fn encode(&self, text: &str, allowed: AllowedSpecial<'_>) -> Result<Vec<i32>> {
         let ids: Vec<i32> = self.vocabulary.encode(text, allowed).into_iter().map(|id| id as i32).collect();
         self.replace_images(&ids, |inner| self.image_bytes(inner))
@@ -163,7 +175,7 @@ impl QwenTokenizer {
         })
     }
 
-    /// Splits `text` at its image and grounding tags.
+    /// Splits a text of the model at its image and grounding tags.
     ///
     /// # Errors
     /// A tag that is never closed, or another special string of the vocabulary in the text.
@@ -174,21 +186,7 @@ impl QwenTokenizer {
         {
             return Err(Error::new(Kind::Text, "a special token inside plain text").found(found));
         }
-        let mut elements = Vec::new();
-        let mut rest = text.as_str();
-        while let Some((at, tag)) = first_tag(rest) {
-            let inner = at + tag.open.len();
-            let length = rest[inner..].find(tag.close).ok_or_else(|| unclosed(tag.open))?;
-            if at > 0 {
-                elements.push(Element::Text(rest[..at].into()));
-            }
-            elements.push((tag.element)(rest[inner..inner + length].into()));
-            rest = &rest[inner + length + tag.close.len()..];
-        }
-        if !rest.is_empty() {
-            elements.push(Element::Text(rest.into()));
-        }
-        Ok(elements)
+        tags(&text)
     }
 
     /// Applies `replace` to what stands between each `<img>` and the next `</img>`.
@@ -209,7 +207,7 @@ impl QwenTokenizer {
     }
 
     fn image_bytes(&self, inner: &[i32]) -> Result<Vec<i32>> {
-        let mut out = Vec::with_capacity(IMAGE_SPAN);
+        let mut out = Vec::with_capacity(self.image_span);
         for id in inner {
             if *id >= self.eod {
                 return Err(Error::new(Kind::Text, "a special token inside an image tag").found(self.piece(*id)));
@@ -217,13 +215,13 @@ impl QwenTokenizer {
             let bytes = self.vocabulary.bytes(*id as u32).unwrap_or_default();
             out.extend(bytes.iter().map(|b| i32::from(*b)));
         }
-        if out.len() > IMAGE_SPAN {
+        if out.len() > self.image_span {
             return Err(Error::new(Kind::Text, "the text of an image tag is too long")
-                .expected(format!("at most {IMAGE_SPAN} bytes"))
+                .expected(format!("at most {} bytes", self.image_span))
                 .found(format!("{} bytes", out.len()))
                 .help("use a shorter path, for example a relative one"));
         }
-        out.resize(IMAGE_SPAN, self.img_pad);
+        out.resize(self.image_span, self.img_pad);
         Ok(out)
     }
 
@@ -273,6 +271,28 @@ const TAGS: [Tag; 4] = [
 
 fn first_tag(text: &str) -> Option<(usize, &'static Tag)> {
     TAGS.iter().filter_map(|tag| Some((text.find(tag.open)?, tag))).min_by_key(|(at, _)| *at)
+}
+
+/// Splits `text` at its image and grounding tags; everything else is text.
+///
+/// # Errors
+/// A tag that is never closed.
+pub fn tags(text: &str) -> Result<Vec<Element>> {
+    let mut elements = Vec::new();
+    let mut rest = text;
+    while let Some((at, tag)) = first_tag(rest) {
+        let inner = at + tag.open.len();
+        let length = rest[inner..].find(tag.close).ok_or_else(|| unclosed(tag.open))?;
+        if at > 0 {
+            elements.push(Element::Text(rest[..at].into()));
+        }
+        elements.push((tag.element)(rest[inner..inner + length].into()));
+        rest = &rest[inner + length + tag.close.len()..];
+    }
+    if !rest.is_empty() {
+        elements.push(Element::Text(rest.into()));
+    }
+    Ok(elements)
 }
 
 /// Image with its number in a conversation, counted from 1, as it is written before the text it belongs to.

@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BTreeMap, BinaryHeap, HashMap, HashSet},
     path::Path,
 };
 
@@ -107,9 +107,7 @@ impl Tiktoken {
         if let Some(byte) = (0..=255u8).find(|b| !ranks.contains_key([*b].as_slice())) {
             return Err(Error::new(Kind::Text, "a byte has no token of its own").found(format!("0x{byte:02x}")));
         }
-        let pattern =
-            Regex::new(PATTERN).map_err(|e| Error::new(Kind::Text, "the split pattern does not compile").source(e))?;
-        Ok(Self { ranks, pieces, specials, pattern })
+        Ok(Self { ranks, pieces, specials, pattern: pattern()? })
     }
 
     /// Number of ordinary tokens; the first special id.
@@ -269,6 +267,79 @@ fn split<'t>(pattern: &Regex, text: &'t str) -> impl Iterator<Item = &'t str> {
     })
 }
 
+/// Trains a vocabulary on `texts`: the 256 bytes, then the commonest pairs of what is there, up to `ranks` pieces or
+/// until no pair occurs twice. Returns the lines of a rank file.
+///
+/// The result depends on the texts alone, not on their order.
+///
+/// # Errors
+/// Fewer than 256 ranks.
+pub fn train<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, ranks: usize) -> Result<String> {
+    if ranks < 256 {
+        return Err(Error::new(Kind::Config, "vocab_size is too small for a tokenizer")
+            .expected("room for the 256 bytes and the special tokens")
+            .found(format!("room for {ranks} pieces"))
+            .help("raise the vocab_size of the preset"));
+    }
+    let pattern = pattern()?;
+    let mut counts = BTreeMap::<String, u64>::new();
+    for text in texts {
+        for piece in split(&pattern, &nfc(text.as_ref())) {
+            *counts.entry(piece.to_string()).or_default() += 1;
+        }
+    }
+    let mut words: Vec<(Vec<Vec<u8>>, u64)> =
+        counts.into_iter().map(|(word, n)| (word.bytes().map(|b| vec![b]).collect(), n)).collect();
+    let mut pieces: Vec<Vec<u8>> = byte_order().map(|b| vec![b]).collect();
+    let mut known: HashSet<Vec<u8>> = pieces.iter().cloned().collect();
+    while pieces.len() < ranks {
+        let Some(best) = commonest_pair(&words) else { break };
+        for (parts, _) in &mut words {
+            join_pair(parts, &best);
+        }
+        if known.insert(best.concat()) {
+            pieces.push(best.concat());
+        }
+    }
+    let line = |(rank, piece): (usize, &Vec<u8>)| {
+        format!("{} {rank}\n", base64::engine::general_purpose::STANDARD.encode(piece))
+    };
+    Ok(pieces.iter().enumerate().map(line).collect())
+}
+
+/// Bytes as released vocabularies order them: printable ones first.
+fn byte_order() -> impl Iterator<Item = u8> {
+    let printable = |b: &u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    (0..=255u8).filter(printable).chain((0..=255u8).filter(move |b| !printable(b)))
+}
+
+/// The pair that occurs most often, at least twice; of equals the first by its bytes.
+fn commonest_pair(words: &[(Vec<Vec<u8>>, u64)]) -> Option<[Vec<u8>; 2]> {
+    let mut counts = HashMap::<&[Vec<u8>], u64>::new();
+    for (parts, n) in words {
+        for pair in parts.windows(2) {
+            *counts.entry(pair).or_default() += n;
+        }
+    }
+    let best = counts.into_iter().max_by(|a, b| a.1.cmp(&b.1).then_with(|| b.0.cmp(a.0)));
+    best.filter(|(_, n)| *n > 1).map(|(pair, _)| [pair[0].clone(), pair[1].clone()])
+}
+
+fn join_pair(parts: &mut Vec<Vec<u8>>, pair: &[Vec<u8>; 2]) {
+    let mut i = 0;
+    while i + 1 < parts.len() {
+        if parts[i] == pair[0] && parts[i + 1] == pair[1] {
+            let right = parts.remove(i + 1);
+            parts[i].extend(right);
+        }
+        i += 1;
+    }
+}
+
+fn pattern() -> Result<Regex> {
+    Regex::new(PATTERN).map_err(|e| Error::new(Kind::Text, "the split pattern does not compile").source(e))
+}
+
 fn parse_line(line: &str) -> Option<(Vec<u8>, u32)> {
     let (piece, rank) = line.split_once(' ')?;
     Some((base64::engine::general_purpose::STANDARD.decode(piece).ok()?, rank.trim_end().parse().ok()?))
@@ -362,6 +433,21 @@ mod tests {
         assert_eq!(t.decode(&ids, InvalidUtf8::Ignore).unwrap(), "a");
         assert!(t.decode(&ids, InvalidUtf8::Strict).unwrap_err().to_string().contains("UTF-8"));
         assert!(t.decode(&[262], InvalidUtf8::Replace).unwrap_err().to_string().contains("id 262"));
+    }
+
+    #[test]
+    fn training_joins_what_is_common_and_the_result_encodes() {
+        let texts = ["the nodule is there", "the nodule", "there is no nodule"];
+        let file = train(texts, 300).unwrap();
+        let t = Tiktoken::parse(&file, vec![]).unwrap();
+        assert!(t.n_ranks() > 256 && t.n_ranks() <= 300);
+        assert!(t.encode("the nodule", AllowedSpecial::None).len() < 5);
+        let mut reversed = texts;
+        reversed.reverse();
+        assert_eq!(train(reversed, 300).unwrap(), file);
+        assert!(train(texts, 255).is_err());
+        let ids = t.encode("Überraschung 7", AllowedSpecial::None);
+        assert_eq!(t.decode(&ids, InvalidUtf8::Strict).unwrap(), "Überraschung 7");
     }
 
     #[test]

@@ -101,6 +101,20 @@ impl Tensors {
         assert_eq!(view.dtype(), safetensors::Dtype::I64, "{name}");
         view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as i32).collect()
     }
+
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        let parsed = self.parsed();
+        let view = parsed.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(view.dtype(), safetensors::Dtype::U8, "{name}");
+        view.data().to_vec()
+    }
+
+    pub(crate) fn i32(&self, name: &str) -> Vec<i32> {
+        let parsed = self.parsed();
+        let view = parsed.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(view.dtype(), safetensors::Dtype::I32, "{name}");
+        view.data().as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
+    }
 }
 
 /// A JSON file of a fixture.

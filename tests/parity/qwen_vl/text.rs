@@ -1,7 +1,5 @@
 //! Tokens, decoding, prompts, label masks, boxes: exact, for the fixture's vocabulary and the released one.
 
-use std::path::Path;
-
 use medtune::{
     sample::{Role, Turn},
     text::{
@@ -13,7 +11,7 @@ use medtune::{
 };
 use serde_json::Value;
 
-use crate::parity::fixture::{Checks, root};
+use crate::parity::fixture::{Checks, json, root};
 
 pub(super) fn check(checks: &mut Checks) {
     let released = root("tokenizers").join("qwen");
@@ -28,11 +26,6 @@ pub(super) fn check(checks: &mut Checks) {
     chat(checks, &t, &cases);
     specials(checks, &t, &cases["special_ids"]);
     list(&cases["tokenize"]).iter().for_each(|case| encode_case(checks, &t, case));
-}
-
-pub(super) fn json(path: &Path) -> Value {
-    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_str(&text).unwrap()
 }
 
 /// A list of cases, which must not be empty.
