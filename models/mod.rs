@@ -127,6 +127,16 @@ pub struct ModelDef {
     pub load: fn(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm>,
     /// The host side of a checkpoint directory.
     pub processor: fn(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Processor>>,
+    /// How a tokenizer is made for a model that is initialised at random.
+    pub tokenizer: TokenizerDef,
+}
+
+/// A tokenizer's file, and how it is trained.
+pub struct TokenizerDef {
+    /// Name in a checkpoint directory.
+    pub file: &'static str,
+    /// Bytes of the file, trained on texts for a vocabulary of the given size.
+    pub train: fn(texts: &[String], vocab_size: usize) -> Result<Vec<u8>>,
 }
 
 /// All families.

@@ -11,7 +11,7 @@ use burn::{
 
 use crate::{
     error::{Error, Kind, Result},
-    models::{AnyVlm, ModelDef, Preset},
+    models::{AnyVlm, ModelDef, Preset, TokenizerDef},
     nn::{
         attention::Columns,
         decoder::{DecoderContext, DecoderLayer, LayerCache},
@@ -22,6 +22,7 @@ use crate::{
         rope::inverse_frequencies,
         vit::ClipVisionTransformer,
     },
+    text::bpe::train_bpe,
     vlm::{Tower, Vlm},
     weights::SaveOptions,
 };
@@ -53,6 +54,7 @@ pub static DEF: ModelDef = ModelDef {
         let processor = processor::LlavaMedProcessor::load(dir, options.vision_tower.as_deref())?;
         Ok(Box::new(processor))
     },
+    tokenizer: TokenizerDef { file: "tokenizer.json", train: |texts, vocab_size| train_bpe(texts, vocab_size) },
 };
 
 const TOWERS: &[Tower] = &[

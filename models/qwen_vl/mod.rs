@@ -11,7 +11,7 @@ use burn::{
 
 use crate::{
     error::Result,
-    models::{AnyVlm, ModelDef, Preset},
+    models::{AnyVlm, ModelDef, Preset, TokenizerDef},
     nn::{
         attention::{AttentionMask, Columns, attend},
         cast,
@@ -22,6 +22,7 @@ use crate::{
         parameter,
         rope::Rope,
     },
+    text::{qwen::SPECIALS, tiktoken},
     vlm::{Tower, Vlm},
     weights::SaveOptions,
 };
@@ -38,8 +39,8 @@ pub static DEF: ModelDef = ModelDef {
     about: "Qwen-VL-Chat: OpenCLIP ViT, resampler, Qwen",
     model_types: &["qwen"],
     presets: &[
-        Preset { name: "chat-9.6b", about: "Qwen/Qwen-VL-Chat" },
-        Preset { name: "tiny", about: "the same architecture, trained in minutes on two CPU cores" },
+        Preset { name: "chat-9.6b", about: "Qwen/Qwen-VL-Chat", vocab_size: 151_936 },
+        Preset { name: "tiny", about: "the same architecture, trained in minutes on two CPU cores", vocab_size: 1536 },
     ],
     lora_targets: &["c_attn", "attn.c_proj", "w1", "w2"],
     init: |preset, vocab_size, seed, device| weights::init(preset, vocab_size, seed, device).map(AnyVlm::QwenVl),
@@ -48,6 +49,11 @@ pub static DEF: ModelDef = ModelDef {
         Ok((AnyVlm::QwenVl(QwenVl::new(&config, device)?), config.visual.n_queries))
     },
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::QwenVl),
+    processor: |dir, _options| Ok(Box::new(processor::QwenVlProcessor::load(dir)?)),
+    tokenizer: TokenizerDef {
+        file: "qwen.tiktoken",
+        train: |texts, vocab_size| tiktoken::train(texts, vocab_size.saturating_sub(SPECIALS)).map(String::into_bytes),
+    },
 };
 
 /// As in the original's fine-tuning, `ln_post` and `proj` count as vision, so training the projector trains the

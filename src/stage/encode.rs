@@ -19,7 +19,6 @@ use crate::{
     plan::{Plan, embedded_name},
     run_dir::RunDir,
     sample::{Sample, Split},
-    text::bpe::train_bpe,
     vlm::{Encoded, Processor},
     weights::SaveOptions,
 };
@@ -257,7 +256,7 @@ pub fn base_dir(plan: &Plan, dir: &RunDir) -> Result<PathBuf> {
             }
         },
         None => {
-            if !base.join("tokenizer.json").exists() {
+            if !base.join(models::find(&plan.model.name)?.tokenizer.file).exists() {
                 initialise(plan, dir, &base)?;
             }
         }
@@ -270,10 +269,11 @@ fn initialise(plan: &Plan, dir: &RunDir, base: &Path) -> Result<()> {
     let preset = plan.model.preset()?;
     let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
     let training = samples.iter().filter(|s| s.split == Split::Train);
-    let texts = training.flat_map(|s| s.turns.iter().map(|t| t.text.replace("<image>", "")));
-    let tokenizer = train_bpe(texts, preset.vocab_size)?;
+    let texts: Vec<String> = training.flat_map(|s| s.turns.iter().map(|t| t.text.replace("<image>", ""))).collect();
+    let family = models::find(&plan.model.name)?;
+    let tokenizer = (family.tokenizer.train)(&texts, preset.vocab_size)?;
     let device = DeviceSpec::Cpu.open()?;
-    let model = (models::find(&plan.model.name)?.init)(preset.name, Some(preset.vocab_size), plan.seed, &device)?;
+    let model = (family.init)(preset.name, Some(preset.vocab_size), plan.seed, &device)?;
     model.save(base, &SaveOptions::default())?;
-    crate::run_dir::write_atomic(&base.join("tokenizer.json"), &tokenizer)
+    crate::run_dir::write_atomic(&base.join(family.tokenizer.file), &tokenizer)
 }
