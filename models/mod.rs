@@ -132,6 +132,7 @@ pub struct ModelDef {
 }
 
 /// A tokenizer's file, and how it is trained.
+#[derive(Debug)]
 pub struct TokenizerDef {
     /// Name in a checkpoint directory.
     pub file: &'static str,
