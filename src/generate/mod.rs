@@ -134,3 +134,130 @@ fn answer_batch(
         logits = session.step(&tokens)?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        models::llava_med::DEF,
+        vlm::{Batch, IGNORE, ImageSpan, PaddingSide, Pixels, Vlm},
+    };
+
+    const VOCAB: i32 = 60;
+
+    fn model(device: &Device) -> AnyVlm {
+        // a wide initialisation, so that answers vary
+        crate::weights::init_random((DEF.empty)("tiny", device).unwrap().0, 11, 0.15)
+    }
+
+    fn prompts() -> Vec<Encoded> {
+        let text = |id: &str, n: i32| Encoded {
+            id: id.into(),
+            input_ids: (0..n).map(|i| (i * 7 + n) % VOCAB).collect(),
+            labels: vec![IGNORE; n as usize],
+            spans: Vec::new(),
+            pixels: Vec::new(),
+        };
+        let image = |id: &str, n: i32, value: f32| Encoded {
+            spans: vec![ImageSpan { start: 2, len: 64 }],
+            pixels: vec![Pixels {
+                data: (0..3 * 64 * 64).map(|i| value * (i % 17) as f32).collect(),
+                shape: [3, 64, 64],
+            }],
+            ..text(id, n)
+        };
+        vec![image("a", 80, 0.1), text("b", 5), image("c", 71, -0.05), text("d", 130), text("e", 64)]
+    }
+
+    /// Logits of the last position, without a cache.
+    fn recomputed(model: &AnyVlm, row: &Encoded, device: &Device) -> Vec<f32> {
+        let batch = Batch::collate(std::slice::from_ref(row), 0, PaddingSide::Right, 1);
+        let context = model.context(&batch, device);
+        let mut x = model.embed(&batch, model.features(&batch, device), device);
+        for layer in 0..model.num_layers() {
+            x = model.layer(layer, x, &context, None);
+        }
+        let [_, length, width] = x.dims();
+        let last = model.final_norm(x.narrow(1, length - 1, 1)).reshape([1, width]);
+        model.logits(last).into_data().as_slice::<f32>().unwrap().to_vec()
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+        let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        let size = expected.iter().map(|v| v.abs()).fold(0f32, f32::max);
+        assert!(worst <= 1e-4 * size.max(1.0), "{what}: differs by {worst} of {size}");
+    }
+
+    #[test]
+    fn a_padded_cached_batch_gives_the_logits_of_each_row_alone_recomputed() {
+        let device = Device::flex();
+        let model = model(&device);
+        let mut rows = prompts();
+        let (mut session, mut logits) = Session::start(&model, &rows, 0, 6, &device).unwrap();
+        let mut kept = vec![0, 1, 2, 3, 4];
+        for step in 0..6 {
+            let tokens: Vec<i32> = logits.iter().map(|l| argmax(l) as i32).collect();
+            for (i, row) in kept.iter().enumerate() {
+                assert_close(&logits[i], &recomputed(&model, &rows[*row], &device), &format!("step {step} row {row}"));
+                rows[*row].input_ids.push(tokens[i]);
+                rows[*row].labels.push(IGNORE);
+            }
+            let mut tokens = tokens;
+            if step == 2 {
+                // rows leave and change places
+                session.select(&[3, 0, 4]);
+                kept = vec![3, 0, 4];
+                tokens = vec![tokens[3], tokens[0], tokens[4]];
+            }
+            logits = session.step(&tokens).unwrap();
+        }
+    }
+
+    #[test]
+    fn answers_do_not_depend_on_the_batch() {
+        let device = Device::flex();
+        let model = model(&device);
+        let rows = prompts();
+        let stop: Vec<i32> = (0..1536).filter(|i| i % 9 == 0).collect();
+        for (temperature, num_beams) in [(0.0, 1), (1.2, 1), (0.0, 3)] {
+            let config = GenerateConfig { max_new_tokens: 12, temperature, num_beams, ..GenerateConfig::default() };
+            let run = |rows: &[Encoded], batch_size: usize| {
+                let config = GenerateConfig { batch_size, ..config.clone() };
+                generate(&model, rows, 0, &stop, &config, 7, &device, &mut |_, _| {}).unwrap()
+            };
+            let together = run(&rows, 8);
+            assert!(together.iter().any(|a| a.len() < 12) && together.iter().all(|a| !a.is_empty()), "{together:?}");
+            assert_eq!(run(&rows, 2), together);
+            let mut reversed: Vec<Encoded> = rows.clone();
+            reversed.reverse();
+            let mut found = run(&reversed, 3);
+            found.reverse();
+            assert_eq!(found, together);
+            assert_eq!(run(&rows[1..2], 1), together[1..2]);
+        }
+    }
+
+    #[test]
+    fn the_seed_decides_the_draws() {
+        let device = Device::flex();
+        let model = model(&device);
+        let config = GenerateConfig { max_new_tokens: 8, temperature: 1.5, ..GenerateConfig::default() };
+        let run = |seed| generate(&model, &prompts(), 0, &[], &config, seed, &device, &mut |_, _| {}).unwrap();
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn damaged_weights_are_an_error_not_an_answer() {
+        let device = Device::flex();
+        let AnyVlm::LlavaMed(mut model) = model(&device);
+        model.lm_head.weight = model.lm_head.weight.map(|w| w.mul_scalar(f32::NAN));
+        let model = AnyVlm::LlavaMed(model);
+        let config = GenerateConfig::default();
+        let error = generate(&model, &prompts(), 0, &[2], &config, 0, &device, &mut |_, _| {}).unwrap_err();
+        assert!(error.to_string().contains("not finite"), "{error}");
+        let empty = Encoded { input_ids: Vec::new(), ..prompts()[1].clone() };
+        let error = generate(&model, &[empty], 0, &[2], &config, 0, &device, &mut |_, _| {}).unwrap_err();
+        assert!(error.to_string().contains("answered at b"), "{error}");
+    }
+}

@@ -179,3 +179,92 @@ fn scores(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
 pub fn probabilities(q: Tensor<4>, k: Tensor<4>, mask: Option<&AttentionMask>) -> Tensor<4> {
     softmax(scores(q, k), mask.map(AttentionMask::bias))
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Distribution, Tolerance};
+
+    use super::*;
+
+    fn columns(masks: &[Vec<bool>]) -> Columns {
+        let keys = masks[0].len();
+        Columns {
+            rows: masks.len(),
+            length: keys,
+            positions: vec![0; masks.len() * keys],
+            keys,
+            start: 0,
+            prefill: keys,
+            mask: masks.concat(),
+        }
+    }
+
+    /// The definition, one row, head and query at a time.
+    fn naive(
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        dims: [usize; 5],
+        seen: impl Fn(usize, usize, usize) -> bool,
+    ) -> Vec<f32> {
+        let [rows, heads, kv_heads, length, dim] = dims;
+        let mut out = vec![0f32; rows * length * heads * dim];
+        for (row, head, query) in
+            (0..rows).flat_map(|r| (0..heads).flat_map(move |h| (0..length).map(move |t| (r, h, t))))
+        {
+            let kv = head / (heads / kv_heads);
+            let q = &q[((row * length + query) * heads + head) * dim..][..dim];
+            let at = |t: usize| ((row * kv_heads + kv) * length + t) * dim;
+            let weights: Vec<f64> = (0..length)
+                .map(|t| {
+                    let dot: f32 = q.iter().zip(&k[at(t)..]).map(|(a, b)| a * b).sum();
+                    if seen(row, query, t) { (f64::from(dot) / (dim as f64).sqrt()).exp() } else { 0.0 }
+                })
+                .collect();
+            let sum: f64 = weights.iter().sum();
+            for d in 0..dim {
+                let value: f64 = (0..length).map(|t| weights[t] * f64::from(v[at(t) + d])).sum();
+                out[((row * length + query) * heads + head) * dim + d] = (value / sum) as f32;
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn fused_and_chunked_attention_agree_with_the_definition() {
+        let device = Device::flex();
+        let (rows, heads, kv_heads, length, dim) = (2, 4, 2, QUERY_CHUNK + 40, 8);
+        let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let q = random([rows, length, heads, dim]);
+        let (k, v) = (random([rows, kv_heads, length, dim]), random([rows, kv_heads, length, dim]));
+        let host = |t: &Tensor<4>| t.clone().into_data().as_slice::<f32>().unwrap().to_vec();
+        let full = vec![true; length];
+        let left: Vec<bool> = (0..length).map(|t| t >= 30).collect();
+        let right: Vec<bool> = (0..length).map(|t| t < 270).collect();
+        for (masks, window) in
+            [(vec![full.clone(), right], None), (vec![full.clone(), left.clone()], None), (vec![left, full], Some(20))]
+        {
+            let mask = AttentionMask::causal(&columns(&masks), window, &device);
+            let seen = |row: usize, query: usize, key: usize| {
+                key <= query && window.is_none_or(|w| query - key < w) && masks[row][key]
+            };
+            let expected = naive(&host(&q), &host(&k), &host(&v), [rows, heads, kv_heads, length, dim], seen);
+            let real = |values: Vec<f32>| -> Vec<f32> {
+                let cells = values.chunks(heads * dim).enumerate();
+                cells.filter(|(c, _)| masks[c / length][c % length]).flat_map(|(_, r)| r.to_vec()).collect()
+            };
+            let ad = |t: &Tensor<4>| t.clone().autodiff();
+            for found in [
+                attend(q.clone(), k.clone(), v.clone(), Some(&mask)),
+                attend(ad(&q), ad(&k), ad(&v), Some(&mask)).without_autodiff(),
+            ] {
+                let found = found.into_data().as_slice::<f32>().unwrap().to_vec();
+                assert!(found.iter().all(|x| x.is_finite()), "padding must stay finite");
+                let (found, expected) = (real(found), real(expected.clone()));
+                let n = found.len();
+                TensorData::new(found, [n])
+                    .assert_approx_eq::<f32>(&TensorData::new(expected, [n]), Tolerance::rel_abs(1e-4, 1e-5));
+            }
+        }
+    }
+}

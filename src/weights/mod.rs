@@ -30,3 +30,183 @@ pub fn default_dtype(stored: DType, device: &Device) -> FloatDType {
         _ => FloatDType::F32,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use burn::tensor::Tensor;
+
+    use super::*;
+    use crate::{
+        models::{
+            AnyVlm, LoadOptions,
+            llava_med::{LlavaMed, LlavaMedConfig, weights::load_dir},
+        },
+        nn::{visit::named_params, vit::ClipVisionConfig},
+        vlm::Vlm,
+    };
+
+    fn config() -> LlavaMedConfig {
+        LlavaMedConfig {
+            vocab_size: 40,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            vision_config: Some(ClipVisionConfig {
+                hidden_size: 12,
+                intermediate_size: 20,
+                num_hidden_layers: 3,
+                num_attention_heads: 2,
+                image_size: 8,
+                patch_size: 4,
+                ..ClipVisionConfig::default()
+            }),
+            num_key_value_heads: Some(2),
+            mm_hidden_size: 12,
+            ..LlavaMedConfig::tiny()
+        }
+    }
+
+    fn model(device: &Device) -> LlavaMed {
+        init_random(LlavaMed::new(&config(), device).unwrap(), 3, 0.1)
+    }
+
+    fn states(model: &LlavaMed, device: &Device) -> Vec<f32> {
+        let pixels = Tensor::<4>::ones([1, 3, 8, 8], device);
+        model.project(model.vision(pixels)).into_data().as_slice::<f32>().unwrap().to_vec()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_saved_model_loads_equal_whole_and_in_shards() {
+        let device = Device::flex();
+        let model = model(&device);
+        for (max_shard_bytes, shards) in [(u64::MAX, 1), (8000, 3)] {
+            let dir = tempfile::tempdir().unwrap();
+            model.save(dir.path(), &SaveOptions { max_shard_bytes, ..SaveOptions::default() }).unwrap();
+            let files = names(dir.path()).iter().filter(|n| n.ends_with(".safetensors")).count();
+            assert!(files >= shards, "{:?}", names(dir.path()));
+            assert_eq!(dir.path().join("model.safetensors.index.json").exists(), shards > 1);
+            let loaded = load_dir(dir.path(), &LoadOptions::default(), &device).unwrap();
+            assert_eq!(loaded.config().vision_config, model.config().vision_config);
+            assert_eq!(states(&loaded, &device), states(&model, &device));
+            let (a, b) = (Checkpoint::open(dir.path()).unwrap(), named_params(&loaded));
+            assert_eq!(a.names().count(), b.len());
+        }
+    }
+
+    #[test]
+    fn saving_twice_leaves_one_consistent_checkpoint() {
+        let device = Device::flex();
+        let model = model(&device);
+        let dir = tempfile::tempdir().unwrap();
+        model.save(dir.path(), &SaveOptions { max_shard_bytes: 8000, ..SaveOptions::default() }).unwrap();
+        model.save(dir.path(), &SaveOptions { dtype: FloatDType::BF16, ..SaveOptions::default() }).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert!(checkpoint.names().all(|n| checkpoint.info(n).unwrap().dtype == DType::BF16));
+        let name = "model.layers.0.self_attn.k_proj.weight";
+        assert_eq!(checkpoint.info(name).unwrap().shape, [8, 16]);
+        let weight = model.model.layers[0].self_attn.k_proj.weight.val().transpose().into_data();
+        let found = checkpoint.read_f32(name).unwrap();
+        for (found, exact) in found.iter().zip(weight.as_slice::<f32>().unwrap()) {
+            assert!((found - exact).abs() <= exact.abs() / 256.0, "{found} is not {exact} rounded to bf16");
+        }
+    }
+
+    #[test]
+    fn every_missing_unused_and_misshapen_tensor_is_listed() {
+        let device = Device::flex();
+        let dir = tempfile::tempdir().unwrap();
+        model(&device).save(dir.path(), &SaveOptions::default()).unwrap();
+        let mut checkpoint = Checkpoint::open(dir.path()).unwrap();
+        checkpoint.retain(|name| name != "model.norm.weight" && !name.ends_with("layers.1.mlp.fc1.bias"));
+        checkpoint.rename(|name| name.replace("lm_head.weight", "head.weight"));
+        let other = LlavaMedConfig { intermediate_size: 32, ..config() };
+        let text = load(LlavaMed::new(&other, &device).unwrap(), &checkpoint, FloatDType::F32).unwrap_err().to_string();
+        for part in [
+            "3 missing",
+            "model.norm.weight",
+            "lm_head.weight",
+            "encoder.layers.1.mlp.fc1.bias",
+            "1 unused: head.weight",
+            "6 wrong shape",
+            "model.layers.1.mlp.down_proj.weight (expected [16, 32], found [16, 24])",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn buffers_of_older_exports_are_ignored() {
+        let device = Device::flex();
+        let dir = tempfile::tempdir().unwrap();
+        model(&device).save(dir.path(), &SaveOptions::default()).unwrap();
+        let mut extra = Checkpoint::open(dir.path()).unwrap();
+        extra.retain(|name| name == "model.norm.weight");
+        extra.rename(|_| "model.layers.0.self_attn.rotary_emb.inv_freq".into());
+        let mut checkpoint = Checkpoint::open(dir.path()).unwrap();
+        checkpoint.merge(extra);
+        load(LlavaMed::new(&config(), &device).unwrap(), &checkpoint, FloatDType::F32).unwrap();
+    }
+
+    #[test]
+    fn damaged_files_are_named() {
+        let device = Device::flex();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model.safetensors");
+        let refused = |what: &str, part: &str| {
+            let text = load_dir(dir.path(), &LoadOptions::default(), &device).unwrap_err().to_string();
+            assert!(text.contains(part) && text.contains("model"), "{what}: {text}");
+        };
+        model(&device).save(dir.path(), &SaveOptions::default()).unwrap();
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+        refused("truncated data", "damaged");
+        fs::write(&file, &whole[..100]).unwrap();
+        refused("truncated header", "damaged");
+        fs::write(&file, b"").unwrap();
+        refused("empty", "");
+        let mut corrupt = whole.clone();
+        corrupt[8..40].fill(b'x');
+        fs::write(&file, &corrupt).unwrap();
+        refused("corrupt header", "damaged");
+        corrupt[..8].fill(0xff);
+        fs::write(&file, &corrupt).unwrap();
+        refused("absurd header length", "damaged");
+        fs::remove_file(&file).unwrap();
+        refused("absent", "no weights");
+        fs::write(dir.path().join("model.safetensors.index.json"), r#"{"weight_map": {"a": "model-1.safetensors"}}"#)
+            .unwrap();
+        refused("missing shard", "model-1.safetensors");
+        fs::write(dir.path().join("model.safetensors.index.json"), r#"{"weight_map": {"a": "../x.safetensors"}}"#)
+            .unwrap();
+        refused("escaping shard", "outside");
+        fs::write(dir.path().join("model-1.safetensors"), &whole).unwrap();
+        fs::write(dir.path().join("model.safetensors.index.json"), r#"{"weight_map": {"a": "model-1.safetensors"}}"#)
+            .unwrap();
+        refused("index and shard disagree", "do not hold");
+        fs::write(dir.path().join("model.safetensors.index.json"), "{").unwrap();
+        refused("broken index", "index");
+    }
+
+    #[test]
+    fn initialisation_is_a_function_of_the_seed() {
+        let device = Device::flex();
+        let init = |seed| {
+            let AnyVlm::LlavaMed(model) =
+                (crate::models::llava_med::DEF.init)("tiny", Some(50), seed, &device).unwrap();
+            assert_eq!(model.config().vocab_size, 50);
+            model.lm_head.weight.val().into_data().as_slice::<f32>().unwrap().to_vec()
+        };
+        assert_eq!(init(1), init(1));
+        assert_ne!(init(1), init(2));
+    }
+}
