@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn damaged_weights_are_an_error_not_an_answer() {
         let device = Device::flex();
-        let AnyVlm::LlavaMed(mut model) = model(&device);
+        let AnyVlm::LlavaMed(mut model) = model(&device) else { panic!("the family it was made from") };
         model.lm_head.weight = model.lm_head.weight.map(|w| w.mul_scalar(f32::NAN));
         let model = AnyVlm::LlavaMed(model);
         let config = GenerateConfig::default();

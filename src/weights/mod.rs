@@ -201,8 +201,8 @@ mod tests {
     fn initialisation_is_a_function_of_the_seed() {
         let device = Device::flex();
         let init = |seed| {
-            let AnyVlm::LlavaMed(model) =
-                (crate::models::llava_med::DEF.init)("tiny", Some(50), seed, &device).unwrap();
+            let any = (crate::models::llava_med::DEF.init)("tiny", Some(50), seed, &device).unwrap();
+            let AnyVlm::LlavaMed(model) = any else { panic!("the family it was made from") };
             assert_eq!(model.config().vocab_size, 50);
             model.lm_head.weight.val().into_data().as_slice::<f32>().unwrap().to_vec()
         };
