@@ -123,6 +123,8 @@ pub struct ModelDef {
     pub init: fn(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device) -> Result<AnyVlm>,
     /// A preset without weights, and the features of one image.
     pub empty: fn(preset: &str, device: &Device) -> Result<(AnyVlm, usize)>,
+    /// The network of a checkpoint directory, without its weights.
+    pub shape: fn(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm>,
     /// The network of a checkpoint directory.
     pub load: fn(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm>,
     /// The host side of a checkpoint directory.

@@ -149,12 +149,23 @@ pub enum Verb {
 
 const STAGE_HELP: &str = "Earlier stages run first where their results are missing or no longer hold.\nA stage whose inputs have not changed is skipped.";
 
-/// What `generate` needs.
+/// A checkpoint on the command line.
 #[derive(Debug, Clone, Args)]
-pub struct GenerateArgs {
+pub struct CheckpointArgs {
     /// Checkpoint directory in Hugging Face layout
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// Directory with other weights for the vision tower
+    #[arg(long, value_name = "DIR")]
+    pub vision_tower: Option<PathBuf>,
+}
+
+/// What `generate` needs.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    /// The model.
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
     /// Adapter directory in PEFT layout
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -181,9 +192,9 @@ pub struct GenerateArgs {
 /// What `merge` needs.
 #[derive(Debug, Clone, Args)]
 pub struct MergeArgs {
-    /// Checkpoint directory of the model the adapter was trained on
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    /// The model the adapter was trained on.
+    #[command(flatten)]
+    pub checkpoint: CheckpointArgs,
     /// Adapter directory in PEFT layout
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,

@@ -49,6 +49,10 @@ pub static DEF: ModelDef = ModelDef {
         let tokens = config.vision_config.as_ref().map_or(0, |vision| config.tokens_per_image(vision));
         Ok((AnyVlm::LlavaMed(LlavaMed::new(&config, device)?), tokens))
     },
+    shape: |dir, options, device| {
+        let (config, _) = weights::open_config(dir, options.vision_tower.as_deref())?;
+        LlavaMed::new(&config, device).map(AnyVlm::LlavaMed)
+    },
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::LlavaMed),
     processor: |dir, options| {
         let processor = processor::LlavaMedProcessor::load(dir, options.vision_tower.as_deref())?;

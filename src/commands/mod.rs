@@ -16,6 +16,7 @@ use crate::{
 mod catalogue;
 mod data;
 mod machine;
+mod model;
 mod run;
 
 /// Does what the command line asks for.
@@ -34,8 +35,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Judge(a) => run::stages(g, &a.recipe, "judge", a.force),
         Verb::Report(a) => run::stages(g, &a.recipe, "report", a.force),
         Verb::Plan(args) => run::plan(g, &args),
-        Verb::Generate(args) => run::generate(g, &args),
-        Verb::Merge(args) => run::merge(g, &args),
+        Verb::Generate(args) => model::answer(g, &args),
+        Verb::Merge(args) => model::fold(g, &args),
         Verb::Data(DataVerb::Check(args)) => data::check(g, &args),
         Verb::Data(DataVerb::Show { recipe, row }) => data::show(g, &recipe, row),
         Verb::Data(DataVerb::Leak(args)) => data::leak(g, &args),

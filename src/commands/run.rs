@@ -1,16 +1,25 @@
-//! Verbs that work on a model: stages, the plan, generation, merging.
+//! Verbs that work on a recipe: its stages and its plan.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::json;
 
 use super::{columns, context, emit};
 use crate::{
-    cli::{GenerateArgs, Global, MergeArgs, RecipeArgs},
+    cli::{Global, RecipeArgs},
     config::inline,
-    error::{Error, Kind, Result},
-    plan::Resolved,
-    run_dir::RunDir,
+    device::DeviceSpec,
+    error::{Error, Result},
+    models::{self, AnyVlm},
+    plan::{Plan, Resolved, embedded_name},
+    run_dir::{RunDir, read_json, read_jsonl},
+    sample::{Sample, Split},
+    stage::{
+        encode::EncodeReport,
+        report::table,
+        train::{Estimate, estimate},
+    },
 };
 
 /// Where the results of a recipe go.
@@ -24,37 +33,97 @@ pub(super) fn stages(global: &Global, args: &RecipeArgs, last: &str, force: bool
     let ctx = context(global)?;
     let run = RunDir::open(out_dir(args, &resolved))?;
     let outcomes = crate::run::run(&resolved, &run, &ctx, last, force)?;
+    let table = match last {
+        "report" => table(&run.read_json("report.json")?),
+        _ => String::new(),
+    };
     emit(global, json!({ "run": run.root(), "stages": outcomes }), || {
         let summary = outcomes.last().map(|o| o.summary.clone()).unwrap_or_default();
         let rows: Vec<_> = summary.lines.into_iter().map(|(name, value)| vec![name, value]).collect();
-        format!("{}results in {}", columns(&rows), run.root().display())
+        format!("{table}{}results in {}", columns(&rows), run.root().display())
     })
 }
 
 /// Shows the resolved plan.
 pub(super) fn plan(global: &Global, args: &RecipeArgs) -> Result<()> {
     let resolved = Resolved::new(&args.recipe, &args.set)?;
+    let out = out_dir(args, &resolved);
+    let facts = facts(&resolved.plan, &out)?;
     let settings: Vec<_> = resolved
         .settings
         .iter()
         .map(|s| json!({ "key": s.key, "value": s.value, "origin": s.origin.to_string() }))
         .collect();
-    let value = json!({ "recipe": resolved.name, "out": out_dir(args, &resolved), "settings": settings });
+    let value = json!({ "recipe": resolved.name, "out": out, "settings": settings, "facts": facts });
     emit(global, value, || {
         let mut rows = vec![vec!["KEY".into(), "VALUE".into(), "FROM".into()]];
         for s in &resolved.settings {
             rows.push(vec![s.key.clone(), inline(&s.value).unwrap_or_else(|| "-".into()), s.origin.to_string()]);
         }
-        format!("{}\nresults go to {}", columns(&rows), out_dir(args, &resolved).display())
+        format!("{}\n{}results go to {}", columns(&rows), facts.text(), out.display())
     })
 }
 
-/// Answers one question.
-pub(super) fn generate(_global: &Global, _args: &GenerateArgs) -> Result<()> {
-    Err(Error::new(Kind::Run, "not available"))
+/// What a plan amounts to.
+#[derive(Debug, Serialize)]
+struct Facts {
+    /// Rows to train on, and where that is known from; none before they are built.
+    rows: Option<usize>,
+    /// Positions to train on, images included, over all epochs; none before rows are encoded.
+    tokens: Option<u64>,
+    /// Optimizer steps; none before the rows are known, unless the plan fixes them.
+    steps: Option<usize>,
+    estimate: Estimate,
 }
 
-/// Merges an adapter.
-pub(super) fn merge(_global: &Global, _args: &MergeArgs) -> Result<()> {
-    Err(Error::new(Kind::Run, "not available"))
+/// Works out what a plan amounts to: from shapes, and from rows where the run directory has them.
+fn facts(plan: &Plan, out: &Path) -> Result<Facts> {
+    let kept = out.join("kept.jsonl");
+    let samples: Option<Vec<Sample>> = kept.exists().then(|| read_jsonl(&kept)).transpose()?;
+    let rows = samples.map(|all| all.iter().filter(|s| s.split == Split::Train).count());
+    let encoded: Option<EncodeReport> = read_json(&out.join("encode.json")).ok();
+    let estimate = estimate(plan, &shape(plan)?, rows.unwrap_or_default())?;
+    let known = rows.is_some() || plan.train.max_steps > 0;
+    let mean = encoded.filter(|e| e.rows_ok > 0).map(|e| e.positions.sum as f64 / e.rows_ok as f64);
+    let tokens = rows.zip(mean).map(|(rows, mean)| (rows as f64 * mean * estimate.epochs) as u64);
+    Ok(Facts { rows, tokens, steps: known.then_some(estimate.steps), estimate })
+}
+
+/// The network of a plan, without weights.
+fn shape(plan: &Plan) -> Result<AnyVlm> {
+    let device = DeviceSpec::Cpu.open()?;
+    let options = plan.model.load_options();
+    match plan.model.checkpoint.as_deref() {
+        None => Ok((models::find(&plan.model.name)?.empty)(plan.model.preset()?.name, &device)?.0),
+        Some(dir) => match embedded_name(dir) {
+            None => (models::detect(dir)?.shape)(dir, &options, &device),
+            Some(name) => {
+                let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+                models::embedded::find(name)?.unpack(scratch.path())?;
+                (models::detect(scratch.path())?.shape)(scratch.path(), &options, &device)
+            }
+        },
+    }
+}
+
+impl Facts {
+    fn text(&self) -> String {
+        let unknown = || "known after `medtune build`".to_string();
+        let e = &self.estimate;
+        let share = 100.0 * e.trainable_parameters as f64 / e.parameters.max(1) as f64;
+        let mut rows = vec![
+            vec!["training rows".into(), self.rows.map_or_else(unknown, |n| n.to_string())],
+            vec!["steps".into(), self.steps.map_or_else(unknown, |n| format!("{n}, {} of warm-up", e.warmup_steps))],
+            vec![
+                "tokens".into(),
+                self.tokens.map_or_else(|| "known after `medtune encode`".into(), |n| format!("about {n}")),
+            ],
+            vec!["parameters".into(), e.parameters.to_string()],
+            vec!["trainable".into(), format!("{} ({share:.2} %)", e.trainable_parameters)],
+        ];
+        for (tower, adapted, all) in &e.coverage {
+            rows.push(vec![format!("  {tower}"), format!("{adapted} of {all} linear modules adapted")]);
+        }
+        columns(&rows)
+    }
 }

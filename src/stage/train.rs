@@ -204,16 +204,26 @@ fn write_model(
     let (place, beside) = (dir.path("model"), dir.path(".tmp-model"));
     dir.remove(".tmp-model")?;
     model.save(&beside, &SaveOptions::default())?;
+    copy_processor_files(base, vision_tower, &beside)?;
+    dir.remove("model")?;
+    fs::rename(&beside, &place).map_err(|e| Error::io(&place, e))
+}
+
+/// Copies tokenizer and image rules of a checkpoint (and of a separate vision tower) beside weights that were written
+/// to `target`. What is there already stays.
+///
+/// # Errors
+/// A directory cannot be read or written.
+pub fn copy_processor_files(base: &Path, vision_tower: Option<&Path>, target: &Path) -> Result<()> {
     for source in [Some(base), vision_tower].into_iter().flatten() {
         for file in processor_files(source)? {
-            let target = beside.join(file.file_name().unwrap_or_default());
-            if !target.exists() {
-                fs::copy(&file, &target).map_err(|e| Error::io(&target, e))?;
+            let copy = target.join(file.file_name().unwrap_or_default());
+            if !copy.exists() {
+                fs::copy(&file, &copy).map_err(|e| Error::io(&copy, e))?;
             }
         }
     }
-    dir.remove("model")?;
-    fs::rename(&beside, &place).map_err(|e| Error::io(&place, e))
+    Ok(())
 }
 
 /// Files of a checkpoint directory besides config and weights.

@@ -3,6 +3,7 @@
 mod config;
 mod help;
 mod machine;
+mod model;
 
 use std::{
     path::Path,
