@@ -48,6 +48,7 @@ pub static DEF: ModelDef = ModelDef {
         let config = QwenVlConfig::preset(preset)?;
         Ok((AnyVlm::QwenVl(QwenVl::new(&config, device)?), config.visual.n_queries))
     },
+    shape: |dir, _options, device| QwenVl::new(&QwenVlConfig::open(dir)?, device).map(AnyVlm::QwenVl),
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::QwenVl),
     processor: |dir, _options| Ok(Box::new(processor::QwenVlProcessor::load(dir)?)),
     tokenizer: TokenizerDef {
