@@ -4,3 +4,4 @@ mod cli;
 mod eval;
 mod parity;
 mod report;
+mod training;

@@ -1,5 +1,6 @@
 //! The one training loop, for every model.
 
+pub mod burn_train;
 pub mod checkpoint;
 pub mod clip;
 pub mod config;
