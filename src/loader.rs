@@ -245,7 +245,7 @@ impl Loader {
     ///
     /// # Errors
     /// A row can no longer be read.
-    pub fn next(&mut self) -> Result<StepRows> {
+    pub fn next_step(&mut self) -> Result<StepRows> {
         let worker = self.turn;
         self.turn = (worker + 1) % self.workers.len();
         self.workers[worker].recv().unwrap_or_else(|_| {
@@ -362,7 +362,7 @@ mod tests {
             let mut loader = Loader::start(scope, &rows, batching(false), position, workers);
             (0..n)
                 .map(|_| {
-                    let step = loader.next().unwrap();
+                    let step = loader.next_step().unwrap();
                     (step.micro_batches.into_iter().map(|b| b.ids).collect(), step.next)
                 })
                 .collect()

@@ -26,8 +26,8 @@ pub fn merge<M: Vlm + Module>(model: M, probes: &[Batch], device: &Device) -> Re
         let tolerance = if after.dtype() == DType::F32 { 1e-4 } else { 5e-2 };
         let scale: f32 = before.clone().abs().max().into_scalar();
         let worst: f32 = (after - before).abs().max().into_scalar();
-        // Not `worst > ..`: a merge that yields NaN must fail as well.
-        if !(worst <= tolerance * scale.max(1.0)) {
+        // A merge that yields NaN must fail as well.
+        if worst.is_nan() || worst > tolerance * scale.max(1.0) {
             return Err(Error::new(Kind::Numeric, "the merged model differs from the adapted one")
                 .at(probe.ids.join(", "))
                 .expected(format!("logits within {}", tolerance * scale.max(1.0)))

@@ -72,7 +72,7 @@ impl Loss {
 pub fn evaluate<M: Vlm>(model: &M, states: Tensor<2>, labels: &[i32], device: &Device) -> Loss {
     let mut loss = Loss::default();
     for (start, chunk) in chunks(labels) {
-        let part = states.clone().slice([start..start + chunk.len()]);
+        let part = states.clone().narrow(0, start, chunk.len());
         let (nll, _) = softmax_loss(logits(model, part), chunk, device);
         loss.nll.extend(host(nll));
     }
@@ -96,7 +96,7 @@ pub fn backward<M: Vlm>(
     let mut loss = Loss::default();
     let mut parts = Vec::new();
     for (start, chunk) in chunks(labels) {
-        let leaf = states.clone().slice([start..start + chunk.len()]).autodiff().require_grad();
+        let leaf = states.clone().narrow(0, start, chunk.len()).autodiff().require_grad();
         let logits = logits(model, leaf.clone());
         let (nll, gradient) = softmax_loss(logits.clone().without_autodiff(), chunk, device);
         let mut found = (logits * gradient.mul_scalar(weight)).sum().backward();

@@ -182,7 +182,7 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
                 live.finish();
                 return ctx.check();
             }
-            let step = loader.next()?;
+            let step = loader.next_step()?;
             let next = step.next;
             let report = self.step(&step, schedule.factor(self.state.step))?;
             self.state.step += 1;
