@@ -156,6 +156,9 @@ fn phantom_run(dir: &Path, images: usize) -> Inputs {
         inputs.kept.push(row.clone());
         if i % 3 == 0 {
             row.id = format!("bad-{i}");
+            if i % 4 != 0 {
+                row.meta.insert("wrong_pair".into(), "false_statement".into());
+            }
             let code = if i % 2 == 0 { "premise_true" } else { "leak_text" };
             inputs.rejected.push(RejectedRow {
                 sample: row,
@@ -294,6 +297,9 @@ fn answers_verdicts_and_counts_agree() {
     assert_eq!(quality.kept + quality.rejected, quality.rows);
     assert_eq!(quality.reasons.iter().map(|r| r.rows).sum::<usize>(), quality.rejected);
 
+    let marked = inputs.rejected.iter().filter(|r| r.sample.meta.contains_key("wrong_pair")).count();
+    assert_eq!(quality.planted.map(|p| (p.rows, p.found)), Some((marked, marked)));
+
     for broken in [
         |i: &mut Inputs| drop(i.verdicts.pop()),
         |i: &mut Inputs| drop(i.answers.pop()),
@@ -389,7 +395,6 @@ fn the_table_fits_a_terminal_and_says_what_the_report_says() {
             let line = text.lines().find(|l| l.starts_with(m.name.split(',').next().unwrap())).unwrap();
             assert!(line.contains(&shown), "{line} lacks {shown}");
         }
-        println!("{text}");
         let back: Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
         assert_eq!(back, report);
     }

@@ -1,6 +1,6 @@
 //! Answers of the base and the tuned model to held-out questions: `answers.jsonl`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use burn::tensor::Device;
 use rayon::prelude::*;
@@ -94,10 +94,9 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         for batch in batches {
             ctx.check()?;
             for answer in answer(&model, processor.as_ref(), &batch, which, plan, &ctx.device)? {
-                let key = (which, answer.id.clone());
-                if !found.contains_key(&key) {
+                if let Entry::Vacant(place) = found.entry((which, answer.id.clone())) {
                     out.push(&answer)?;
-                    found.insert(key, answer.answer);
+                    place.insert(answer.answer);
                 }
             }
             task.advance(batch.len() as u64);

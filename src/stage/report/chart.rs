@@ -31,8 +31,8 @@ pub(super) fn loss(log: &[LogLine]) -> Option<String> {
     let smooth = smoothed(&train);
     let series = [
         Series { name: "training, each log line", class: "faint", points: train },
-        Series { name: "training, running mean", class: "base", points: smooth },
-        Series { name: "validation", class: "tuned", points: pick(|r| r.eval_loss) },
+        Series { name: "training, running mean", class: "train", points: smooth },
+        Series { name: "validation", class: "valid", points: pick(|r| r.eval_loss) },
     ];
     chart("Loss per supervised token by optimizer step", "loss per token", &series, false)
 }
@@ -40,7 +40,7 @@ pub(super) fn loss(log: &[LogLine]) -> Option<String> {
 /// Learning rate by step; none without one.
 pub(super) fn learning_rate(log: &[LogLine]) -> Option<String> {
     let points = log.iter().filter_map(|r| Some((r.step as f64, r.learning_rate?))).collect();
-    let series = [Series { name: "learning rate", class: "base", points }];
+    let series = [Series { name: "learning rate", class: "train", points }];
     chart("Learning rate by optimizer step", "learning rate", &series, true)
 }
 
@@ -116,7 +116,7 @@ fn path(svg: &mut String, s: &Series<'_>, x: impl Fn(f64) -> f64, y: impl Fn(f64
         let _ = write!(d, "{}{:.1} {:.1}", if i == 0 { "M" } else { "L" }, x(p.0), y(p.1));
     }
     let _ = write!(svg, r#"<path class="line {}" d="{d}"/>"#, s.class);
-    if s.points.len() <= 40 && s.class != "faint" {
+    if s.class == "valid" && s.points.len() <= 40 {
         for p in &s.points {
             let _ = write!(svg, r#"<circle class="dot {}" cx="{:.1}" cy="{:.1}" r="2.6"/>"#, s.class, x(p.0), y(p.1));
         }

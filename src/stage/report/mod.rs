@@ -18,7 +18,7 @@ mod words;
 
 pub use examples::{Change, Example};
 pub use numbers::{
-    Baseline, CategoryRow, Counts, MetricRow, Quality, ReasonCount, Report, Training, Transitions, numbers,
+    Baseline, CategoryRow, Counts, MetricRow, Planted, Quality, ReasonCount, Report, Training, Transitions, numbers,
 };
 pub use page::html;
 pub use table::table;

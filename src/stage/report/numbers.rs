@@ -9,6 +9,7 @@ use crate::{
     error::{Error, Kind, Result},
     judge::{Outcome, last_answer},
     metric::{Better, METRICS, Measure, Metric, Unit, closed_accuracy, vqa_text::normalise},
+    recipes::phantom::WRONG_PAIR,
     sample::{AnswerType, Polarity, Sample, Split},
     stage::{eval::Which, judge::orphan},
     statistics::{self, Difference, Estimate, Observation, Pair},
@@ -165,8 +166,19 @@ pub struct Quality {
     pub rejected: usize,
     /// Rejected share with its interval, clustered by image.
     pub drop_rate: Estimate,
+    /// Rows that were made wrong on purpose, if there were any.
+    pub planted: Option<Planted>,
     /// Rejected rows by reason, most frequent first.
     pub reasons: Vec<ReasonCount>,
+}
+
+/// Rows made wrong on purpose, by which the recall of quality control is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planted {
+    /// Rows made wrong.
+    pub rows: usize,
+    /// Those that were rejected.
+    pub found: usize,
 }
 
 /// One reason code.
@@ -451,12 +463,16 @@ fn quality(inputs: &Inputs) -> Option<Quality> {
             }),
         }
     }
+    let planted = |s: &Sample| s.meta.contains_key(WRONG_PAIR);
+    let found = inputs.rejected.iter().filter(|r| planted(&r.sample)).count();
+    let missed = inputs.kept.iter().filter(|s| planted(s)).count();
     reasons.sort_by(|a, b| b.rows.cmp(&a.rows).then_with(|| a.code.cmp(&b.code)));
     Some(Quality {
         rows: all.len(),
         kept: inputs.kept.len(),
         rejected: inputs.rejected.len(),
         drop_rate: statistics::estimate(&all, Unit::Share, inputs.plan.seed, "drop rate"),
+        planted: (found + missed > 0).then_some(Planted { rows: found + missed, found }),
         reasons,
     })
 }

@@ -71,8 +71,11 @@ fn notes(report: &Report) -> Vec<String> {
             "Quality control dropped {} of {} rows ({}).",
             q.rejected,
             q.rows,
-            words::value(q.drop_rate.value, Unit::Share).replace('–', "-")
+            words::value(q.drop_rate.value, Unit::Share).replace('–', "-").replace('\u{a0}', " ")
         ));
+        if let Some(planted) = q.planted {
+            notes.push(format!("Of {} rows made wrong on purpose it found {}.", planted.rows, planted.found));
+        }
     }
     for b in report.metrics.iter().filter_map(|m| m.baseline.as_ref()) {
         notes.push(format!(

@@ -46,7 +46,7 @@ fn judge_name(signature: &serde_json::Value) -> String {
 pub(super) fn value(v: Option<f64>, unit: Unit) -> String {
     match (v, unit) {
         (None, _) => "–".into(),
-        (Some(v), Unit::Share) => format!("{:.1} %", 100.0 * v),
+        (Some(v), Unit::Share) => format!("{:.1}\u{a0}%", 100.0 * v),
         (Some(v), Unit::Score) => format!("{v:.2}"),
     }
 }
@@ -102,12 +102,12 @@ fn points(unit: Unit) -> &'static str {
 
 fn difference(d: &Difference, unit: Unit) -> String {
     let p = match d.p {
-        Some(p) if p < 0.001 => "p < 0.001".into(),
-        Some(p) => format!("p = {p:.3}"),
+        Some(p) if p < 0.001 => "p\u{a0}<\u{a0}0.001".into(),
+        Some(p) => format!("p\u{a0}=\u{a0}{p:.3}"),
         None => "no p-value".into(),
     };
     format!(
-        "{}{} (95 % interval {}; {p})",
+        "{}{} (95\u{a0}% interval {}; {p})",
         d.value.map_or("–".into(), |v| number(v, unit, true)),
         points(unit),
         interval(d.interval, unit, true)
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!(value(Some(0.7123), Unit::Share), "71.2 %");
+        assert_eq!(value(Some(0.7123), Unit::Share), "71.2\u{a0}%");
         assert_eq!(value(Some(6.266), Unit::Score), "6.27");
         assert_eq!(value(None, Unit::Share), "–");
         assert_eq!(number(-0.591, Unit::Share, true), "\u{2212}59.1");
