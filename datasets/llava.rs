@@ -41,7 +41,11 @@ impl Source for Llava {
 fn read(row: Value, index: usize, file: &Path, image_dir: &Path) -> Result<Sample> {
     let at = place(file, index);
     let Value::Object(mut row) = row else {
-        return Err(Error::new(Kind::Data, "a row is not an object").at(at).expected("{...}").found(json_type(&row)));
+        return Err(Error::new(Kind::Data, "a row is not an object")
+            .code("malformed")
+            .at(at)
+            .expected("{...}")
+            .found(json_type(&row)));
     };
     let id = id_field(&row, "id").unwrap_or_else(|| format!("row-{index}"));
     row.remove("id");
@@ -57,6 +61,7 @@ fn turns(row: &mut Map<String, Value>, at: &str) -> Result<Vec<Turn>> {
     let list = row.remove("conversations").or_else(|| row.remove("conversatons"));
     let Some(Value::Array(list)) = list else {
         return Err(Error::new(Kind::Data, "a row has no conversation")
+            .code("malformed")
             .at(at)
             .expected("`conversations`, an array")
             .found(list.as_ref().map_or("nothing", json_type)));
@@ -67,7 +72,10 @@ fn turns(row: &mut Map<String, Value>, at: &str) -> Result<Vec<Turn>> {
 /// One message with its role under `role_key` and its text under `text_key`.
 pub(super) fn turn_of(turn: &Value, role_key: &str, text_key: &str, at: &str) -> Result<Turn> {
     let Value::Object(turn) = turn else {
-        return Err(Error::new(Kind::Data, "a message is not an object").at(at).found(json_type(turn)));
+        return Err(Error::new(Kind::Data, "a message is not an object")
+            .code("malformed")
+            .at(at)
+            .found(json_type(turn)));
     };
     let role = match text_field(turn, role_key, at)? {
         "human" | "user" => Role::User,
@@ -75,6 +83,7 @@ pub(super) fn turn_of(turn: &Value, role_key: &str, text_key: &str, at: &str) ->
         "system" => Role::System,
         other => {
             return Err(Error::new(Kind::Data, "unknown role of a message")
+                .code("malformed")
                 .at(at)
                 .expected("human, gpt, user, assistant or system")
                 .found(other));
@@ -86,7 +95,11 @@ pub(super) fn turn_of(turn: &Value, role_key: &str, text_key: &str, at: &str) ->
 /// Images given as a path, a list of paths, or not at all.
 pub(super) fn images(value: Option<Value>, dir: &Path, at: &str) -> Result<Vec<ImageRef>> {
     let bad = |found: &Value| {
-        Error::new(Kind::Data, "the image of a row is not a path").at(at).expected("a string").found(json_type(found))
+        Error::new(Kind::Data, "the image of a row is not a path")
+            .code("malformed")
+            .at(at)
+            .expected("a string")
+            .found(json_type(found))
     };
     let one = |v: &Value| match v {
         Value::String(path) if !path.is_empty() => Ok(ImageRef { path: dir.join(path) }),
@@ -158,7 +171,11 @@ fn take_known<T: serde::de::DeserializeOwned>(
     match row.remove(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => serde_json::from_value(value.clone()).map(Some).map_err(|_| {
-            Error::new(Kind::Data, format!("unknown value of `{key}` in a row")).at(at).expected(expected).found(value)
+            Error::new(Kind::Data, format!("unknown value of `{key}` in a row"))
+                .code("malformed")
+                .at(at)
+                .expected(expected)
+                .found(value)
         }),
     }
 }

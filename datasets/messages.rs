@@ -52,16 +52,21 @@ fn read(line: &str, index: usize, file: &Path, dir: &Path) -> Result<Sample> {
     let at = place(file, index);
     let value: Value = serde_json::from_str(line).map_err(|e| {
         let hint = if e.is_eof() { "the line ends too early: copy the file again" } else { "repair this line" };
-        Error::new(Kind::Data, "a line is not JSON").at(&at).help(hint).source(e)
+        Error::new(Kind::Data, "a line is not JSON").code("malformed").at(&at).help(hint).source(e)
     })?;
     let Value::Object(mut row) = value else {
-        return Err(Error::new(Kind::Data, "a row is not an object").at(at).expected("{...}").found(json_type(&value)));
+        return Err(Error::new(Kind::Data, "a row is not an object")
+            .code("malformed")
+            .at(at)
+            .expected("{...}")
+            .found(json_type(&value)));
     };
     let id = id_field(&row, "id").unwrap_or_else(|| format!("row-{index}"));
     row.remove("id");
     let list = row.remove("messages");
     let Some(Value::Array(list)) = list else {
         return Err(Error::new(Kind::Data, "a row has no messages")
+            .code("malformed")
             .at(at)
             .expected("`messages`, an array")
             .found(list.as_ref().map_or("nothing", json_type)));

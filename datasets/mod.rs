@@ -155,32 +155,34 @@ fn place(file: &Path, row: usize) -> String {
 /// The row has one of them.
 fn check_row(sample: &Sample, at: &str) -> Result<()> {
     use crate::sample::Role;
-    let bad = |what: &str| Error::new(Kind::Data, what).at(at);
+    let bad = |code, what: &str| Error::new(Kind::Data, what).code(code).at(at);
     if !sample.turns.iter().any(|t| t.role == Role::Assistant) {
-        return Err(bad("a row has no answer to learn from").help("add an assistant message"));
+        return Err(bad("roles", "a row has no answer to learn from").help("add an assistant message"));
     }
     let spoken: Vec<Role> = sample.turns.iter().map(|t| t.role).filter(|r| *r != Role::System).collect();
     let ordered = spoken.iter().enumerate().all(|(i, r)| *r == if i % 2 == 0 { Role::User } else { Role::Assistant });
     let system_first = sample.turns.iter().skip(1).all(|t| t.role != Role::System);
     if !ordered || !system_first {
-        return Err(bad("the roles of a row are out of order").expected("user and assistant in turn, the user first"));
+        return Err(
+            bad("roles", "the roles of a row are out of order").expected("user and assistant in turn, the user first")
+        );
     }
     if let Some(i) = sample.turns.iter().position(|t| t.text.replace("<image>", "").trim().is_empty()) {
-        return Err(bad(&format!("message {} of a row is empty", i + 1)));
+        return Err(bad("empty", &format!("message {} of a row is empty", i + 1)));
     }
     let marks =
         |role: Role| sample.turns.iter().filter(move |t| t.role == role).map(|t| t.text.matches("<image>").count());
     if marks(Role::Assistant).chain(marks(Role::System)).sum::<usize>() > 0 {
-        return Err(bad("an <image> mark stands outside the user's messages"));
+        return Err(bad("image_count", "an <image> mark stands outside the user's messages"));
     }
     let count: usize = marks(Role::User).sum();
     if count != sample.images.len() {
-        return Err(bad("the number of <image> marks is not the number of images")
+        return Err(bad("image_count", "the number of <image> marks is not the number of images")
             .expected(format!("{} marks", sample.images.len()))
             .found(count));
     }
     if let Some(missing) = sample.images.iter().find(|i| !i.path.is_file()) {
-        return Err(bad("an image file of a row is missing")
+        return Err(bad("image_missing", "an image file of a row is missing")
             .expected(missing.path.display())
             .found("no such file")
             .help("check data.image_dir"));
@@ -193,6 +195,7 @@ fn text_field<'a>(row: &'a serde_json::Map<String, serde_json::Value>, key: &str
     match row.get(key) {
         Some(serde_json::Value::String(text)) => Ok(text),
         other => Err(Error::new(Kind::Data, format!("field `{key}` of a row is not text"))
+            .code("malformed")
             .at(at)
             .expected("a string")
             .found(other.map_or("nothing", json_type))),

@@ -45,11 +45,16 @@ impl Source for VqaRad {
 fn read(row: &Value, index: usize, file: &Path, dir: &Path) -> Result<Sample> {
     let at = place(file, index);
     let Value::Object(row) = row else {
-        return Err(Error::new(Kind::Data, "a row is not an object").at(at).expected("{...}").found(json_type(row)));
+        return Err(Error::new(Kind::Data, "a row is not an object")
+            .code("malformed")
+            .at(at)
+            .expected("{...}")
+            .found(json_type(row)));
     };
     let image = text_field(row, "image_name", &at)?.trim();
     let phrase = text_field(row, "phrase_type", &at)?.trim();
-    let qid = id_field(row, "qid").ok_or_else(|| Error::new(Kind::Data, "a row has no `qid`").at(&at))?;
+    let qid =
+        id_field(row, "qid").ok_or_else(|| Error::new(Kind::Data, "a row has no `qid`").code("malformed").at(&at))?;
     let question = collapse(text_field(row, "question", &at)?);
     let marked = if phrase.starts_with("test") { Split::Test } else { Split::Train };
     let mut meta = meta(row);
@@ -94,6 +99,7 @@ fn answer(row: &Map<String, Value>, at: &str) -> Result<String> {
         Some(Value::String(text)) => Ok(collapse(text)),
         Some(Value::Number(number)) => Ok(number.to_string()),
         other => Err(Error::new(Kind::Data, "the answer of a row is neither text nor a number")
+            .code("malformed")
             .at(at)
             .found(other.map_or("nothing", json_type))),
     }
@@ -104,6 +110,7 @@ fn answer_type(row: &Map<String, Value>, at: &str) -> Result<AnswerType> {
         "OPEN" => Ok(AnswerType::Open),
         "CLOSED" => Ok(AnswerType::Closed),
         other => Err(Error::new(Kind::Data, "unknown answer type of a row")
+            .code("malformed")
             .at(at)
             .expected("OPEN or CLOSED")
             .found(format!("{other:?}"))),

@@ -14,6 +14,7 @@ pub mod generate;
 pub mod image;
 pub mod judge;
 pub mod kernel;
+pub mod leak;
 pub mod loader;
 pub mod manifest;
 pub mod metric;

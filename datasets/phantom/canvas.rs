@@ -37,7 +37,12 @@ impl Canvas {
 
     /// Mixes `color` in by `coverage(x, y)`, from 0 to 1.
     pub(super) fn paint(&mut self, color: Color, coverage: impl Fn(f32, f32) -> f32) {
-        self.shade(|x, y, pixel| {
+        self.paint_in((0.0, 0.0), f32::INFINITY, color, coverage);
+    }
+
+    /// The same where `coverage` is 0 farther than `reach` from `center` along an axis.
+    fn paint_in(&mut self, center: Point, reach: f32, color: Color, coverage: impl Fn(f32, f32) -> f32) {
+        self.shade_in(center, reach, |x, y, pixel| {
             let alpha = coverage(x, y);
             if alpha > 0.0 {
                 for (p, c) in pixel.iter_mut().zip(color) {
@@ -49,9 +54,19 @@ impl Canvas {
 
     /// Changes every sample by its position.
     pub(super) fn shade(&mut self, change: impl Fn(f32, f32, &mut Color)) {
+        self.shade_in((0.0, 0.0), f32::INFINITY, change);
+    }
+
+    fn shade_in(&mut self, center: Point, reach: f32, change: impl Fn(f32, f32, &mut Color)) {
         let unit = 1.0 / self.side as f32;
-        for row in 0..self.side {
-            for column in 0..self.side {
+        let range = |center: f32, shift: f32| {
+            let at = |v: f32| ((v - 0.5) * self.zoom + 0.5 + shift) * self.side as f32;
+            let (from, to) = (at(center - reach).floor(), at(center + reach).ceil());
+            (from.clamp(0.0, self.side as f32) as usize)..(to.clamp(0.0, self.side as f32) as usize)
+        };
+        let (rows, columns) = (range(center.1, self.shift.1), range(center.0, self.shift.0));
+        for row in rows {
+            for column in columns.clone() {
                 let (x, y) = ((column as f32 + 0.5) * unit, (row as f32 + 0.5) * unit);
                 let x = (x - 0.5 - self.shift.0) / self.zoom + 0.5;
                 let y = (y - 0.5 - self.shift.1) / self.zoom + 0.5;
@@ -62,7 +77,9 @@ impl Canvas {
 
     /// A filled ellipse.
     pub(super) fn ellipse(&mut self, center: Point, radii: Point, soft: f32, color: Color) {
-        self.paint(color, |x, y| cover(ellipse((x, y), center, radii), soft));
+        // The distance to an ellipse is scaled along its long axis.
+        let reach = radii.0.max(radii.1) * (1.0 + soft / radii.0.min(radii.1));
+        self.paint_in(center, reach, color, |x, y| cover(ellipse((x, y), center, radii), soft));
     }
 
     /// A filled disc with a crisp edge.
@@ -72,7 +89,13 @@ impl Canvas {
 
     /// A polyline of `width`.
     pub(super) fn stroke(&mut self, points: &[Point], width: f32, color: Color, opacity: f32) {
-        self.paint(color, |x, y| opacity * cover(polyline((x, y), points) - width / 2.0, 0.012));
+        let bound = |pick: fn(&Point) -> f32| {
+            points.iter().map(pick).fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)))
+        };
+        let ((left, right), (top, bottom)) = (bound(|p| p.0), bound(|p| p.1));
+        let center = ((left + right) / 2.0, (top + bottom) / 2.0);
+        let reach = (right - left).max(bottom - top) / 2.0 + width / 2.0 + 0.012;
+        self.paint_in(center, reach, color, |x, y| opacity * cover(polyline((x, y), points) - width / 2.0, 0.012));
     }
 
     /// Averages the samples of each pixel, adds Gaussian noise of deviation `noise`, and rounds to RGB.

@@ -367,6 +367,28 @@ impl fmt::Display for Assertion {
 }
 
 impl Truth {
+    /// The truth that an annotation tells in the words of [`super::words`]; `None` if it names no kind of image.
+    #[must_use]
+    pub fn from_annotation(text: &str) -> Option<Self> {
+        let (mut modality, mut findings) = (None, Vec::<Finding>::new());
+        for assertion in assertions(text) {
+            match assertion {
+                Assertion::Modality { value, holds: true } => modality = Some(value),
+                Assertion::Presence { kind, holds: true } if !findings.iter().any(|f| f.kind == kind) => {
+                    findings.push(Finding::new(kind));
+                }
+                Assertion::Attribute { kind, attr, holds: true } => {
+                    if let Some(finding) = findings.iter_mut().find(|f| f.kind == kind) {
+                        *finding = finding.with(attr);
+                    }
+                }
+                _ => {}
+            }
+        }
+        findings.sort_by_key(|f| f.kind);
+        modality.map(|modality| Self { modality, findings })
+    }
+
     /// The finding of `kind`, if the image shows it.
     #[must_use]
     pub fn find(&self, kind: Kind) -> Option<&Finding> {

@@ -105,6 +105,26 @@ pub struct Stage {
 /// All stages in order.
 pub const STAGES: &[Stage] = &[
     Stage {
+        name: "build",
+        about: "Makes instruction rows from the source, and splits them by image.",
+        reads: &[],
+        writes: &["samples.jsonl", "unread.jsonl", "images"],
+        scratch: &[],
+        sections: &["data", "construct"],
+        device: false,
+        run: build::run,
+    },
+    Stage {
+        name: "qc",
+        about: "Keeps the rows that pass every rule, and sets the others aside with a reason.",
+        reads: &["samples.jsonl", "unread.jsonl", "images"],
+        writes: &["kept.jsonl", "rejected.jsonl", "qc.json"],
+        scratch: &[],
+        sections: &["qc"],
+        device: false,
+        run: qc::run,
+    },
+    Stage {
         name: "encode",
         about: "Checks tokens and pixels of every kept row, before a device is touched.",
         reads: &["kept.jsonl", "images"],
