@@ -11,8 +11,10 @@ use crate::datasets::phantom::{
 /// The hallucination categories, in the order in which they take turns.
 pub const CATEGORIES: [&str; 3] = ["nonexistent_object", "existent_manipulation", "knowledge_distortion"];
 
-/// The tasks of ordinary questions, in the order in which they take turns.
-pub const TASKS: [&str; 7] = ["presence", "attribute", "caption", "absence", "knowledge", "modality", "normality"];
+/// The tasks of ordinary questions, in the order in which they take turns. Their number has no factor in common with
+/// the number of modalities, which take turns as well.
+pub const TASKS: [&str; 8] =
+    ["presence", "attribute", "caption", "absence", "attribute", "knowledge", "modality", "normality"];
 
 /// Tasks of a recipe in which every premise must hold.
 const TRUE_TASKS: [&str; 5] = ["presence", "attribute", "caption", "knowledge", "modality"];

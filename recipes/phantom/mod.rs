@@ -115,7 +115,7 @@ fn pair(
     let rng = &mut stream(plan.seed, purpose, ((row * MAX_PAIRS + turn) as u64) * 8 + attempt);
     let (category, claim) = match polarity {
         Polarity::Hallucination => {
-            let category = claims::CATEGORIES[(row + turn) % claims::CATEGORIES.len()];
+            let category = claims::CATEGORIES[(row / 3 + turn) % claims::CATEGORIES.len()];
             (category, claims::negative(truth, category, rng))
         }
         // Consecutive images start at different tasks.

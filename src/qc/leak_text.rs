@@ -9,7 +9,7 @@ use crate::{error::Result, sample::Sample};
 
 static LEAK: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
-        r"\b(captions?|annotations?|figure legends?|(the|this|given|provided) descriptions?|as (mentioned|described|stated)|mentioned in|according to the (text|caption|given|provided|description|report|context)|(the|this|given|provided) (text|context)\b|provided (information|details)|no mention of)\b",
+        r"\b(captions?|annotations?|figure legends?|(the|this|given|provided) descriptions?|as (mentioned|described|stated)|mentioned in|according to the (text|caption|given|provided|description|report|context)|(the|this|given|provided) text\b|(given|provided) context\b|provided (information|details)|no mention of)\b",
     )
     .expect("a constant pattern")
 });

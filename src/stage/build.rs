@@ -290,7 +290,7 @@ mod tests {
         assert!(built.samples.iter().any(|s| s.split == Split::Test));
         plan.data.images = 5;
         let built = build(&plan, dir.path(), &ctx()).unwrap();
-        assert_eq!((built.samples.len(), built.beyond_limit), (5, 34));
+        assert_eq!((built.samples.len(), built.beyond_limit), (5, 35));
         assert_eq!(built.rows_in, built.samples.len() + built.unread.len() + built.beyond_limit);
         plan.data.split = SplitPolicy::Marked;
         assert!(build(&plan, dir.path(), &ctx()).unwrap_err().to_string().contains("not marked"));
