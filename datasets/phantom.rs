@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use image::ImageEncoder;
+use rayon::prelude::*;
 use serde_json::json;
 
 use crate::{
@@ -31,6 +32,9 @@ use truth::{Modality, Truth};
 
 /// Number of images when the recipe states none.
 const DEFAULT_IMAGES: usize = 300;
+
+/// Images that are drawn in parallel before the first of them is handed out.
+const BLOCK: usize = 64;
 
 /// The source of generated images.
 pub struct Phantom;
@@ -58,7 +62,11 @@ impl Source for Phantom {
         let count = if config.images == 0 { DEFAULT_IMAGES } else { config.images };
         let dir = work_dir.join("images");
         let settings = settings.clone();
-        Ok(Box::new((0..count).map(move |row| sample(row, seed, settings.normal_share, settings.image_size, &dir))))
+        let draw = move |row| sample(row, seed, settings.normal_share, settings.image_size, &dir);
+        let block = move |start: usize| -> Vec<Result<Sample>> {
+            (start..count.min(start + BLOCK)).into_par_iter().map(&draw).collect()
+        };
+        Ok(Box::new((0..count).step_by(BLOCK).flat_map(block)))
     }
 }
 
