@@ -121,10 +121,11 @@ pub(super) fn finish(
     at: &str,
 ) -> Result<Sample> {
     let marks: usize = turns.iter().map(|t| t.text.matches("<image>").count()).sum();
-    if marks == 0 && !images.is_empty() {
-        if let Some(first) = turns.iter_mut().find(|t| t.role == Role::User) {
-            first.text = format!("{}{}", "<image>\n".repeat(images.len()), first.text);
-        }
+    if marks == 0
+        && !images.is_empty()
+        && let Some(first) = turns.iter_mut().find(|t| t.role == Role::User)
+    {
+        first.text = format!("{}{}", "<image>\n".repeat(images.len()), first.text);
     }
     let category = take_text(&mut rest, "category");
     let annotation = take_text(&mut rest, "annotation");

@@ -286,7 +286,6 @@ mod tests {
             check_as(set.samples(), |s| if s.origin.row % 2 == 0 { Split::Test } else { Split::Train }).unwrap();
         assert_eq!((report.train_images, report.test_images), (45, 45));
         assert!(!report.leaks());
-        println!("similar phantoms: {}", report.similar_images.len());
         assert!(report.similar_images.len() < 9, "{:?}", report.similar_images);
     }
 
@@ -307,7 +306,6 @@ mod tests {
         assert_eq!(set.samples().len(), rows.len());
         let marked = |s: &Sample| if s.meta[MARKED_SPLIT] == "test" { Split::Test } else { Split::Train };
         let report = check_as(set.samples(), marked).unwrap();
-        println!("{} rows, {} images\n{report}", rows.len(), sides.len());
         assert_eq!(report.shared_images.len(), expected);
         assert!(report.gate().is_err());
     }

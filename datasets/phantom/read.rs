@@ -253,11 +253,10 @@ impl<'a> Sentence<'a> {
             return;
         }
         let clause = self.clause;
-        if let Some(mention) = self.mentions.iter_mut().rev().find(|m| m.clause == clause) {
-            if info(mention.kind).attrs.contains(&attr.name()) {
-                self.loose.pop();
-                mention.values.push((attr, self.negated && !mention.negated));
-            }
+        let mention = self.mentions.iter_mut().rev().find(|m| m.clause == clause);
+        if let Some(mention) = mention.filter(|m| info(m.kind).attrs.contains(&attr.name())) {
+            self.loose.pop();
+            mention.values.push((attr, self.negated && !mention.negated));
         }
     }
 
@@ -317,10 +316,10 @@ impl<'a> Sentence<'a> {
     }
 
     fn enlarged(&mut self) {
-        if !self.enlarge() {
-            if let Some(kind @ (Kind::EnlargedHeart | Kind::Aneurysm)) = self.current {
-                self.out.push(Assertion::Presence { kind, holds: !self.negated });
-            }
+        if !self.enlarge()
+            && let Some(kind @ (Kind::EnlargedHeart | Kind::Aneurysm)) = self.current
+        {
+            self.out.push(Assertion::Presence { kind, holds: !self.negated });
         }
     }
 
@@ -341,10 +340,12 @@ impl<'a> Sentence<'a> {
             mention.negated |= !holds;
             any = true;
         }
-        if !any && self.mentions.is_empty() && self.out.is_empty() {
-            if let Some(kind) = self.current {
-                self.mentions.push(Mention { kind, negated: !holds, clause, values: Vec::new(), stated: true });
-            }
+        if !any
+            && self.mentions.is_empty()
+            && self.out.is_empty()
+            && let Some(kind) = self.current
+        {
+            self.mentions.push(Mention { kind, negated: !holds, clause, values: Vec::new(), stated: true });
         }
         self.bare_no = false;
     }

@@ -379,7 +379,7 @@ impl Painter<'_> {
         const GRID: usize = 7;
         for i in 0..GRID * GRID {
             let cell = |v: usize| (v as f32 + 0.5) / GRID as f32;
-            let stagger = if (i / GRID) % 2 == 0 { 0.03 } else { -0.03 };
+            let stagger = if (i / GRID).is_multiple_of(2) { 0.03 } else { -0.03 };
             let at = self.near((cell(i % GRID) + stagger, cell(i / GRID)), 0.032);
             let radii = (jitter(self.rng, 0.058, 0.008), jitter(self.rng, 0.055, 0.008));
             let nucleus = jitter(self.rng, 0.023, 0.004);

@@ -78,7 +78,7 @@ fn pairs(plan: &Plan, image: &Sample, truth: &Truth) -> Vec<Sample> {
     let construct = &plan.construct;
     let (negatives, positives) = match construct.polarity {
         PolarityPolicy::Both => (construct.negatives_per_image, construct.positives_per_image),
-        PolarityPolicy::Alternate if row % 2 == 0 => (construct.negatives_per_image, 0),
+        PolarityPolicy::Alternate if row.is_multiple_of(2) => (construct.negatives_per_image, 0),
         PolarityPolicy::Alternate | PolarityPolicy::PositiveOnly => (0, construct.positives_per_image),
     };
     let only_true = construct.polarity == PolarityPolicy::PositiveOnly;
@@ -251,7 +251,6 @@ mod tests {
             let negative = usize::from(row.polarity == Some(Polarity::Hallucination));
             forms.entry(row.meta["form"].to_string()).or_default()[negative] += 1;
         }
-        println!("{} words, question <= {longest_question}, answer <= {longest_answer}, {forms:?}", words.len());
         assert!(words.len() < 400 && longest_question <= 20 && longest_answer <= 32);
         for (form, counts) in forms {
             assert!(counts.iter().all(|n| *n > 20), "{form} gives the polarity away: {counts:?}");

@@ -31,7 +31,7 @@ pub fn warnings(samples: &[Sample], seed: u64) -> Vec<String> {
     if yes > 0.6 {
         out.push(format!("{:.0} % of ordinary answers begin with \"Yes\"; expected at most 60 %", yes * 100.0));
     }
-    let denied = share(&positive, |s| denies(s));
+    let denied = share(&positive, denies);
     if denied < 0.1 {
         out.push(format!("{:.0} % of ordinary answers are a right \"no\"; expected at least 10 %", denied * 100.0));
     }

@@ -22,10 +22,10 @@ impl QcRule for ImageTiny {
 
     fn check(&self, sample: &Sample, state: &mut QcState) -> Result<Verdict> {
         for image in &sample.images {
-            if let Some(Ok((width, height))) = state.images.get(&image.path) {
-                if *width.min(height) < SIDE {
-                    return reject(self, format!("{} has {width} x {height} pixels", image.path.display()));
-                }
+            if let Some(Ok((width, height))) = state.images.get(&image.path)
+                && *width.min(height) < SIDE
+            {
+                return reject(self, format!("{} has {width} x {height} pixels", image.path.display()));
             }
         }
         Ok(Verdict::Keep)

@@ -92,13 +92,16 @@ fn reject(rule: &dyn QcRule, detail: impl Into<String>) -> Result<Verdict> {
     Ok(Verdict::Reject { code: rule.code(), detail: detail.into() })
 }
 
+/// The different words of a question and of its answer.
+pub(crate) type WordPair = (BTreeSet<String>, BTreeSet<String>);
+
 /// What rules know of the run and remember between its rows.
 #[derive(Debug, Default)]
 pub struct QcState {
     /// Width and height of each image, or why it cannot be read.
     pub images: HashMap<PathBuf, Result<(usize, usize), String>>,
     /// Question and answer words of the rows kept so far, by group.
-    pub(crate) kept: HashMap<String, Vec<(BTreeSet<String>, BTreeSet<String>)>>,
+    pub(crate) kept: HashMap<String, Vec<WordPair>>,
     /// Normalised pairs of the rows kept so far, with their group.
     pub(crate) pairs: BTreeSet<(String, String, String)>,
     /// Kept rows by the first four words of the answer.
