@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Kind, Result},
+    generate::GenerateConfig,
     nn::{open_clip::OpenClipConfig, rope::inverse_frequencies},
 };
 
@@ -244,6 +245,63 @@ impl QwenVlConfig {
         let (at, trained) = (f64::from(position) + 1.0, self.seq_length as f64);
         if self.use_logn_attn && at > trained { (at.ln() / trained.ln()) as f32 } else { 1.0 }
     }
+}
+
+/// Reads `generation_config.json` of a checkpoint directory. `do_sample = false` means greedy; a missing key takes the
+/// value of transformers' `GenerationConfig`.
+///
+/// # Errors
+/// An unreadable file, or another chat format than ChatML.
+pub fn generation(dir: &Path) -> Result<GenerateConfig> {
+    #[derive(Deserialize)]
+    #[serde(default)]
+    struct File {
+        chat_format: String,
+        do_sample: bool,
+        temperature: f64,
+        top_k: usize,
+        top_p: f64,
+        repetition_penalty: f64,
+        num_beams: usize,
+        length_penalty: f64,
+        max_new_tokens: usize,
+    }
+    impl Default for File {
+        fn default() -> Self {
+            Self {
+                chat_format: "chatml".into(),
+                do_sample: false,
+                temperature: 1.0,
+                top_k: 50,
+                top_p: 1.0,
+                repetition_penalty: 1.0,
+                num_beams: 1,
+                length_penalty: 1.0,
+                max_new_tokens: 512,
+            }
+        }
+    }
+    let path = dir.join("generation_config.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let file: File = serde_json::from_str(&text)
+        .map_err(|e| Error::new(Kind::Checkpoint, "cannot read generation_config.json").at(path.display()).source(e))?;
+    if file.chat_format != "chatml" {
+        return Err(Error::new(Kind::Checkpoint, "unsupported chat_format")
+            .at(path.display())
+            .expected("chatml")
+            .found(file.chat_format)
+            .help("use the chat model; the base model has no turns"));
+    }
+    Ok(GenerateConfig {
+        max_new_tokens: file.max_new_tokens,
+        temperature: if file.do_sample { file.temperature } else { 0.0 },
+        top_k: file.top_k,
+        top_p: file.top_p,
+        repetition_penalty: file.repetition_penalty,
+        num_beams: file.num_beams,
+        length_penalty: file.length_penalty,
+        ..GenerateConfig::default()
+    })
 }
 
 #[cfg(test)]

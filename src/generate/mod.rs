@@ -5,7 +5,7 @@ mod sampling;
 mod session;
 
 pub use beam::{Hypothesis, beam_search};
-pub use sampling::{argmax, choose, process_logits, softmax};
+pub use sampling::{argmax, choose, penalise_repeats, process_logits, softmax};
 pub use session::Session;
 
 use burn::{module::Module, tensor::Device};
@@ -26,6 +26,9 @@ pub struct GenerateConfig {
     pub top_k: usize,
     /// Smallest set of most likely tokens whose probability exceeds this; 1 means all.
     pub top_p: f64,
+    /// Scores of tokens that the prompt or the answer already holds are divided by this (multiplied where negative); 1
+    /// changes nothing. Not used by beam search.
+    pub repetition_penalty: f64,
     /// Beams; 1 means no beam search.
     pub num_beams: usize,
     /// Exponent of the length that divides a beam's score.
@@ -41,6 +44,7 @@ impl Default for GenerateConfig {
             temperature: 0.0,
             top_k: 50,
             top_p: 1.0,
+            repetition_penalty: 1.0,
             num_beams: 1,
             length_penalty: 1.0,
             batch_size: 8,
@@ -92,6 +96,12 @@ pub fn generate(
     Ok(answers)
 }
 
+/// Ids of a prompt without its image positions, whose ids stand for no words.
+fn words(row: &Encoded) -> impl Iterator<Item = i32> {
+    let inside = |i: usize| row.spans.iter().any(|s| (s.start..s.start + s.len).contains(&i));
+    row.input_ids.iter().enumerate().filter(move |(i, _)| !inside(*i)).map(|(_, id)| *id)
+}
+
 /// Greedy or sampled answers of one batch. Rows that are done leave the batch when half of it is.
 #[expect(clippy::too_many_arguments, reason = "the state of one batch")]
 fn answer_batch(
@@ -114,7 +124,8 @@ fn answer_batch(
     let mut live: Vec<_> =
         batch.iter().map(|&index| Row { index, ids: Vec::new(), stream: stream(index), open: true }).collect();
     loop {
-        for (row, logits) in live.iter_mut().zip(&logits).filter(|(row, _)| row.open) {
+        for (row, logits) in live.iter_mut().zip(&mut logits).filter(|(row, _)| row.open) {
+            penalise_repeats(logits, words(&rows[row.index]).chain(row.ids.iter().copied()), config.repetition_penalty);
             let token = choose(logits, config, &mut row.stream) as i32;
             row.ids.push(token);
             row.open = !stop_ids.contains(&token) && row.ids.len() < config.max_new_tokens;

@@ -1,4 +1,6 @@
-//! Choosing a token from logits: temperature, then top-k, then top-p, as transformers orders them.
+//! Choosing a token from logits: repetition penalty, temperature, then top-k, then top-p, as transformers orders them.
+
+use std::collections::BTreeSet;
 
 use rand::Rng;
 
@@ -14,6 +16,19 @@ pub fn argmax(logits: &[f32]) -> usize {
         }
     }
     best
+}
+
+/// Makes tokens that occurred less likely: their scores are divided by `penalty`, negative ones multiplied.
+pub fn penalise_repeats(logits: &mut [f32], occurred: impl Iterator<Item = i32>, penalty: f64) {
+    if penalty == 1.0 {
+        return;
+    }
+    let ids: BTreeSet<usize> = occurred.filter_map(|id| usize::try_from(id).ok()).collect();
+    for id in ids {
+        if let Some(score) = logits.get_mut(id) {
+            *score = if *score < 0.0 { *score * penalty as f32 } else { *score / penalty as f32 };
+        }
+    }
 }
 
 /// Logits after temperature, top-k and top-p; removed tokens become negative infinity.
@@ -100,6 +115,13 @@ mod tests {
         for (count, p) in counts.iter().zip(&expected) {
             assert!((*count as f64 / 20_000.0 - p).abs() < 0.015, "{counts:?} against {expected:?}");
         }
+    }
+
+    #[test]
+    fn a_repeated_token_is_penalised_once_and_towards_less_likely() {
+        let mut logits = [2.0, -1.0, 3.0];
+        penalise_repeats(&mut logits, [0, 0, 1, -7, 99].into_iter(), 2.0);
+        assert_eq!(logits, [1.0, -2.0, 3.0]);
     }
 
     #[test]

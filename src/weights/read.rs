@@ -10,7 +10,7 @@ use std::{
 
 use burn::tensor::DType;
 use memmap2::Mmap;
-use pytorch_reader::{DType as PytorchDType, PytorchReader, Tensor as PytorchTensor};
+use pytorch_reader::{DType as PytorchDType, PickleValue, PytorchReader, Tensor as PytorchTensor};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -270,6 +270,8 @@ fn safetensors_dtype(dtype: Dtype) -> Option<DType> {
 
 fn open_pytorch(path: &Path) -> Result<Vec<(String, Entry)>> {
     std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    let contents = PytorchReader::read_pickle_data(path, None).map_err(|e| damaged(path).source(e.to_string()))?;
+    refuse_calls(path, &contents)?;
     let reader = PytorchReader::new(path).map_err(|e| damaged(path).source(e.to_string()))?;
     let entry = |tensor: PytorchTensor| Entry {
         info: TensorInfo {
@@ -280,6 +282,29 @@ fn open_pytorch(path: &Path) -> Result<Vec<(String, Entry)>> {
         bytes: Bytes::Pickled(Box::new(tensor)),
     };
     Ok(reader.into_tensors().into_iter().map(|(name, tensor)| (name, entry(tensor))).collect())
+}
+
+/// Modules whose objects a checkpoint may hold besides tensors.
+const HARMLESS: [&str; 4] = ["torch", "collections", "numpy", "argparse"];
+
+/// Nothing in a pickle is ever executed here; one that asks for it is refused all the same.
+fn refuse_calls(path: &Path, value: &PickleValue) -> Result<()> {
+    match value {
+        PickleValue::List(items) => items.iter().try_for_each(|item| refuse_calls(path, item)),
+        PickleValue::Dict(items) => items.values().try_for_each(|item| refuse_calls(path, item)),
+        PickleValue::Unsupported(name) => {
+            let module = name.split('.').next().unwrap_or_default();
+            if HARMLESS.contains(&module) || !name.contains('.') {
+                return Ok(());
+            }
+            Err(Error::new(Kind::Checkpoint, "this PyTorch file asks to run code; it was not run")
+                .at(path.display())
+                .expected("tensors")
+                .found(name)
+                .help("do not load this file elsewhere; get the checkpoint from its publisher, best as safetensors"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn pytorch_dtype(dtype: PytorchDType) -> DType {
@@ -296,5 +321,25 @@ fn pytorch_dtype(dtype: PytorchDType) -> DType {
         PytorchDType::U32 => DType::U32,
         PytorchDType::U16 => DType::U16,
         PytorchDType::U8 | PytorchDType::Bool => DType::U8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pickle_that_asks_to_run_code_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pytorch_model.bin");
+        // os.system("true") alone, and as the value of a key
+        let call = b"cos\nsystem\nX\x04\0\0\0true\x85R";
+        let alone = [b"\x80\x02", call.as_slice(), b"."].concat();
+        let keyed = [b"\x80\x02}X\x01\0\0\0a", call.as_slice(), b"s."].concat();
+        for pickle in [alone, keyed] {
+            std::fs::write(&path, pickle).unwrap();
+            let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("asks to run code") && error.contains("os.system"), "{error}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::parity::fixture::{Checks, Tensors, json};
 
-const LOGITS: f32 = 5e-4;
+pub(super) const LOGITS: f32 = 5e-4;
 const LONG_LOGITS: f32 = 3e-4;
 const HIDDEN: f32 = 1e-4;
 const EMBEDS: f32 = 5e-6;
@@ -141,7 +141,7 @@ impl Case {
         Self { config, compat, batch, tensors, description: description.clone(), long: file.starts_with("long"), id }
     }
 
-    fn name(&self, part: &str) -> String {
+    pub(super) fn name(&self, part: &str) -> String {
         format!("{}.{part}", self.id)
     }
 
@@ -155,14 +155,27 @@ impl Case {
         self.tensors.ints(&self.name("positions")).into_iter().map(|p| p as usize).collect()
     }
 
+    /// Number of ids in the vocabulary of the model.
+    pub(super) fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
     /// Cells that are no padding, as (index among the kept cells, cell), of columns that `columns` lists.
     pub(super) fn cells(&self, columns: &[usize]) -> Vec<(usize, usize)> {
         let rows = (0..self.batch.rows).flat_map(|row| columns.iter().map(move |c| row * self.batch.length + c));
         rows.enumerate().filter(|(_, cell)| self.batch.mask[*cell]).collect()
     }
 
-    /// Compares `[cells, width]` with `[kept cells, width]` at real tokens.
-    fn close(&self, checks: &mut Checks, part: &str, found: &[f32], golden: &[f32], width: usize, tolerance: f32) {
+    /// Compares `[all cells, width]` with `[kept cells, width]` at real tokens.
+    pub(super) fn close(
+        &self,
+        checks: &mut Checks,
+        part: &str,
+        found: &[f32],
+        golden: &[f32],
+        width: usize,
+        tolerance: f32,
+    ) {
         let cells = self.cells(&self.kept());
         let found: Vec<f32> =
             cells.iter().flat_map(|(_, cell)| &found[cell * width..(cell + 1) * width]).copied().collect();

@@ -11,7 +11,10 @@ use medtune::models::{
 use super::fixture::{Checks, root};
 
 mod forward;
+mod generation;
+mod lora;
 mod preprocess;
+mod release;
 mod text;
 mod vision;
 
@@ -22,6 +25,9 @@ fn qwen_vl() {
     preprocess::check(&mut checks);
     vision::check(&mut checks);
     forward::check(&mut checks);
+    generation::check(&mut checks);
+    lora::check(&mut checks);
+    release::check(&mut checks);
     checks.finish();
 }
 
