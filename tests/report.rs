@@ -191,7 +191,7 @@ fn phantom_run(dir: &Path, images: usize) -> Inputs {
 }
 
 fn vqa_run(images: usize) -> Inputs {
-    let mut inputs = Inputs { judge: serde_json::json!({"kind": "reference"}), ..Inputs::default() };
+    let mut inputs = Inputs { judge: serde_json::json!({"kind": "rubric"}), ..Inputs::default() };
     for i in 0..images {
         let mut random = stream(4, "vqa", i as u64);
         for k in 0..4 {
@@ -412,6 +412,8 @@ fn a_report_of_questions_and_answers_has_its_majority_class() {
     assert!((baseline.value - no.max(all - no) / all).abs() < 1e-12);
     assert_eq!(closed.difference.finding, Finding::Higher);
     assert!(report.metrics.iter().all(|m| m.key != "clinical_accuracy"), "no clinical score is invented");
+    let said = report.does_not_show.join(" ");
+    assert!(said.contains("the reference") && !said.contains("known content"), "{said}");
     let page = html(&inputs, &report).unwrap();
     std::fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("report-vqa.html"), &page).unwrap();
     assert!(page.contains("most frequent reference"));

@@ -4,6 +4,7 @@ use super::{Inputs, MetricRow, Report};
 use crate::{
     judge::Outcome,
     metric::{Better, Unit},
+    stage::judge::Verdict,
     statistics::{Difference, Estimate, Finding},
 };
 
@@ -25,7 +26,7 @@ pub(super) fn facts(inputs: &Inputs) -> Vec<(String, String)> {
         ("recipe", plan.recipe.clone()),
         ("model", model),
         ("data", data),
-        ("judge", judge_name(&inputs.judge)),
+        ("judge", judge_name(judge_kind(inputs))),
         ("device", inputs.device.clone()),
         ("seed", plan.seed.to_string()),
     ]
@@ -33,12 +34,21 @@ pub(super) fn facts(inputs: &Inputs) -> Vec<(String, String)> {
     .to_vec()
 }
 
-fn judge_name(signature: &serde_json::Value) -> String {
-    match signature["kind"].as_str() {
-        Some("rubric") => "rule-based rubric that reads the truth of each image".into(),
-        Some("reference") => "agreement with the reference answers".into(),
-        Some(other) => other.into(),
-        None => "unnamed".into(),
+/// What the scores come from: the judge's kind, unless no row gave it what it needs.
+fn judge_kind(inputs: &Inputs) -> &str {
+    let rated = |v: &Verdict| matches!(v.outcome, Outcome::Scored { scores: Some(_), .. });
+    let compared = |v: &Verdict| matches!(v.outcome, Outcome::Scored { agreement: Some(_), .. });
+    if inputs.verdicts.iter().any(compared) && !inputs.verdicts.iter().any(rated) {
+        return "reference";
+    }
+    inputs.judge["kind"].as_str().unwrap_or("unnamed")
+}
+
+fn judge_name(kind: &str) -> String {
+    match kind {
+        "rubric" => "rule-based rubric that reads the truth of each image".into(),
+        "reference" => "agreement with the reference answers".into(),
+        other => other.into(),
     }
 }
 
@@ -198,13 +208,13 @@ fn trade(report: &Report) -> Option<String> {
 
 fn caveats(report: &Report, inputs: &Inputs, out: &mut Vec<String>) {
     let counts = &report.counts;
-    match inputs.judge["kind"].as_str() {
-        Some("rubric") => out.push(
+    match judge_kind(inputs) {
+        "rubric" => out.push(
             "What clinicians would say: the scores come from fixed rules that compare each answer with the known \
              content of the image, not from people and not from a language model."
                 .into(),
         ),
-        Some("reference") => out.push(
+        "reference" => out.push(
             "Answers that are right in other words: an answer counts by the words it shares with the reference, and \
              clinical criteria were not rated."
                 .into(),
