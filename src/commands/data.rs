@@ -8,13 +8,13 @@ use serde_json::json;
 use super::{columns, context, emit, run::out_dir};
 use crate::{
     cli::{Global, RecipeArgs},
-    datasets::DATASETS,
+    datasets::{self, MARKED_SPLIT},
     error::{Error, Kind, Result},
-    models,
+    leak, models,
     plan::Resolved,
     run_dir::RunDir,
     sample::{Sample, Split},
-    stage::encode::base_dir,
+    stage::{build::build, encode::base_dir},
     vlm::{Encoded, IGNORE, Processor},
 };
 
@@ -29,10 +29,7 @@ pub(super) fn check(global: &Global, args: &RecipeArgs) -> Result<()> {
     let resolved = Resolved::new(&args.recipe, &args.set)?;
     let ctx = context(global)?;
     let plan = &resolved.plan;
-    let source = DATASETS
-        .iter()
-        .find(|d| d.name() == plan.data.source)
-        .ok_or_else(|| Error::new(Kind::Config, "unknown data set reader").found(&plan.data.source))?;
+    let source = datasets::find(&plan.data.source)?;
     let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let mut samples = source.open(&plan.data, plan.seed, scratch.path())?;
     let mut tally = Tally::default();
@@ -219,6 +216,25 @@ impl Tokens<'_> {
 }
 
 /// Looks for test images in the training rows.
-pub(super) fn leak(_global: &Global, _args: &RecipeArgs) -> Result<()> {
-    Err(Error::new(Kind::Run, "not available"))
+pub(super) fn leak(global: &Global, args: &RecipeArgs) -> Result<()> {
+    let resolved = Resolved::new(&args.recipe, &args.set)?;
+    let ctx = context(global)?;
+    let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+    let built = build(&resolved.plan, scratch.path(), &ctx)?;
+    let own = leak::check(&built.samples)?;
+    // Marks are worth a look even where this program splits by image.
+    let marked = built.samples.iter().any(|s| mark(s).is_some());
+    let marks = marked
+        .then(|| leak::check_as(&built.samples, |s| mark(s).unwrap_or(s.split)))
+        .transpose()?;
+    emit(global, json!({ "split": own, "marked_split": marks }), || {
+        let marks = marks.as_ref().map(|m| format!("\n\nthe data set's own split\n{m}")).unwrap_or_default();
+        format!("this run's split\n{own}{marks}")
+    })?;
+    own.gate()
+}
+
+/// The split that the data set itself marks.
+fn mark(sample: &Sample) -> Option<Split> {
+    serde_json::from_value(sample.meta.get(MARKED_SPLIT)?.clone()).ok()
 }

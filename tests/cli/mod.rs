@@ -1,9 +1,11 @@
 //! The program as a user meets it: the real binary, its output, its exit codes.
 
+mod bad_input;
 mod config;
 mod help;
 mod machine;
 mod model;
+mod run;
 
 use std::{
     path::Path,
