@@ -1,7 +1,12 @@
 //! What each stage of a run was made from and what it made: `MANIFEST.json`. A stage has a record here exactly when it
 //! is complete.
 
-use std::{collections::BTreeMap, fs, path::Path, time::UNIX_EPOCH};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::UNIX_EPOCH,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +14,17 @@ use crate::{
     error::Result,
     plan::{Plan, embedded_name},
     run_dir::{RunDir, files_below, sha256, sha256_bytes},
+    sample::ImageRef,
     stage::{Ctx, Stage, Summary},
 };
 
 const MANIFEST: &str = "MANIFEST.json";
 const STARTED: &str = ".started.json";
 const HASHES: &str = ".hashes.json";
+
+/// Rows that name their images, and the directory of those that are made here.
+const SAMPLES: &str = "samples.jsonl";
+const IMAGES: &str = "images";
 
 /// Reason to run: never started on these inputs.
 pub const STARTS: &str = "starts";
@@ -106,6 +116,9 @@ impl Manifest {
                 None => self.hash(&run.path(name))?,
             };
             inputs.insert((*name).into(), hash);
+        }
+        if stage.reads.contains(&IMAGES) {
+            inputs.insert("image files".into(), outside_images(run)?);
         }
         Ok(inputs)
     }
@@ -223,8 +236,7 @@ impl Manifest {
         if meta.len() < ALWAYS_READ {
             return sha256(path);
         }
-        let changed = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-        let changed = changed.map_or(0, |d| d.as_nanos() as u64);
+        let changed = changed(&meta);
         let key = path.display().to_string();
         if let Some((size, time, hash)) = self.cache.get(&key)
             && (*size, *time) == (meta.len(), changed)
@@ -235,6 +247,32 @@ impl Manifest {
         self.cache.insert(key, (meta.len(), changed, hash.clone()));
         Ok(hash)
     }
+}
+
+/// Names, sizes and times of change of the images that rows refer to outside the run directory.
+fn outside_images(run: &RunDir) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Row {
+        #[serde(default)]
+        images: Vec<ImageRef>,
+    }
+    if !run.path(SAMPLES).exists() {
+        return Ok(ABSENT.into());
+    }
+    let rows: Vec<Row> = run.read_jsonl(SAMPLES)?;
+    let paths: BTreeSet<_> = rows.into_iter().flat_map(|r| r.images).map(|i| i.path).collect();
+    let mut all = String::new();
+    for path in paths.into_iter().filter(|p| !p.starts_with(run.root())) {
+        let look = fs::metadata(&path).map_or_else(|_| ABSENT.into(), |m| format!("{} {}", m.len(), changed(&m)));
+        all.push_str(&format!("{}\0{look}\0", path.display()));
+    }
+    Ok(sha256_bytes(all.as_bytes()))
+}
+
+/// Time of the last change in nanoseconds, 0 where the system does not know.
+fn changed(meta: &fs::Metadata) -> u64 {
+    let since = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |d| d.as_nanos() as u64)
 }
 
 /// First name whose hash differs.
@@ -344,6 +382,19 @@ mod tests {
         assert_eq!(bench.walk(2), ["amend"]);
         bench.plan.seed += 1;
         assert_eq!(bench.walk(2), ["make", "amend"]);
+    }
+
+    #[test]
+    fn an_image_outside_that_changed_is_noticed() {
+        let mut bench = Bench::new();
+        let image = bench.run.root().with_file_name("image.png");
+        fs::write(&image, "1").unwrap();
+        bench.run.write_jsonl(SAMPLES, [serde_json::json!({ "images": [{ "path": image }] })]).unwrap();
+        bench.stages = Box::leak(Box::new([stage("make", &[IMAGES], &["rows"], &[], make)]));
+        assert_eq!(bench.walk(1), ["make"]);
+        assert!(bench.walk(1).is_empty());
+        fs::write(&image, "22").unwrap();
+        assert_eq!(bench.walk(1), ["make"]);
     }
 
     #[test]

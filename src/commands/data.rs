@@ -224,9 +224,7 @@ pub(super) fn leak(global: &Global, args: &RecipeArgs) -> Result<()> {
     let own = leak::check(&built.samples)?;
     // Marks are worth a look even where this program splits by image.
     let marked = built.samples.iter().any(|s| mark(s).is_some());
-    let marks = marked
-        .then(|| leak::check_as(&built.samples, |s| mark(s).unwrap_or(s.split)))
-        .transpose()?;
+    let marks = marked.then(|| leak::check_as(&built.samples, |s| mark(s).unwrap_or(s.split))).transpose()?;
     emit(global, json!({ "split": own, "marked_split": marks }), || {
         let marks = marks.as_ref().map(|m| format!("\n\nthe data set's own split\n{m}")).unwrap_or_default();
         format!("this run's split\n{own}{marks}")

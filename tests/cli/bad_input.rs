@@ -51,7 +51,12 @@ fn data(dir: &Path) -> Vec<Value> {
         picture(&images.join(&name), i as u32);
         let organ = ["lung", "liver", "heart", "kidney", "spleen", "brain"][i % 6];
         let question = format!("<image>\nWhat does study number {i} show in the {organ}?");
-        rows.push(row(&format!("good{i}"), &json!(name), &question, &format!("The {organ} has a finding of size {i}.")));
+        rows.push(row(
+            &format!("good{i}"),
+            &json!(name),
+            &question,
+            &format!("The {organ} has a finding of size {i}."),
+        ));
     }
     picture(&images.join("whole.jpg"), 90);
     let jpeg = fs::read(images.join("whole.jpg")).unwrap();
@@ -121,7 +126,8 @@ fn data_check_finds_every_bad_row_before_a_run() {
     fs::write(dir.path().join("data.json"), serde_json::to_vec(&rows).unwrap()).unwrap();
     fs::write(dir.path().join("r.toml"), RECIPE).unwrap();
     let said = medtune(dir.path(), &["data", "check", "r.toml"]).code(1);
-    assert!(said.out.contains("rows    31"), "{}", said.out);
+    let first: Vec<_> = said.out.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(first, ["rows", &rows.len().to_string(), "3", "unreadable"]);
     for needle in ["nowhere.png", "truncated.jpg", "giant.png", "text.png"] {
         assert!(said.out.contains(needle), "no {needle} in {}", said.out);
     }

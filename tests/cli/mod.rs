@@ -41,11 +41,12 @@ impl Said {
         self
     }
 
-    /// Fails unless standard error has every one of `parts`.
+    /// Fails unless the error (on standard output with `--json`) has every one of `parts`.
     #[track_caller]
     pub(crate) fn blames(self, parts: &[&str]) -> Self {
+        let error = if self.err.is_empty() { &self.out } else { &self.err };
         for part in parts {
-            assert!(self.err.contains(part), "no {part:?} in:\n{}", self.err);
+            assert!(error.contains(part), "no {part:?} in:\n{error}");
         }
         assert!(!self.err.contains("panicked"), "{}", self.err);
         self

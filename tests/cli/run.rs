@@ -45,8 +45,7 @@ fn logged(log: &Path) -> usize {
 /// A run in the background that has logged at least `steps` steps.
 fn started(dir: &Path, out: &str, steps: usize) -> (Child, PathBuf) {
     let log = dir.join(out).join("log.jsonl");
-    let mut child =
-        command(dir, &args("train", out)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command(dir, &args("train", out)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
     while logged(&log) < steps {
         assert!(child.try_wait().unwrap().is_none(), "the run ended before step {steps}");
@@ -66,7 +65,8 @@ fn a_run_ends_with_a_table_and_the_next_one_skips_everything() {
     let dir = tempfile::tempdir().unwrap();
     let said = medtune(dir.path(), &args("run", "run")).code(0);
     assert!(said.out.contains("tuned"), "{}", said.out);
-    for file in ["report.json", "report.html", "plan.toml", "MANIFEST.json", "kept.jsonl", "adapter/adapter_config.json"]
+    for file in
+        ["report.json", "report.html", "plan.toml", "MANIFEST.json", "kept.jsonl", "adapter/adapter_config.json"]
     {
         assert!(dir.path().join("run").join(file).exists(), "no {file}");
     }
