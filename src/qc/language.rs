@@ -1,6 +1,6 @@
 //! Text that is not English.
 
-use super::{QcRule, QcState, Verdict, reject, words::normal};
+use super::{QcRule, QcState, Verdict, is_constructed, reject, words::normal};
 use crate::{error::Result, sample::Sample};
 
 /// Words that nearly every English sentence has one of.
@@ -22,7 +22,8 @@ impl QcRule for Language {
     }
 
     fn doc(&self) -> &'static str {
-        "Messages must be English: mostly Latin letters, and a common English word in any message of 8 words or more.\n\
+        "Messages must be English: mostly Latin letters, and a common English word in any constructed message of 8 words or \
+         more (answers of visual question answering may be lists of terms).\n\
          Mixed languages split a small vocabulary and cannot be judged by English rules.\n\
          Example: \"Une lésion claire du poumon droit mesurant deux centimètres environ.\""
     }
@@ -36,7 +37,7 @@ impl QcRule for Language {
             }
             let text = normal(&turn.text);
             let words: Vec<&str> = text.split(' ').collect();
-            if words.len() >= ENOUGH && !words.iter().any(|w| COMMON.contains(w)) {
+            if is_constructed(sample) && words.len() >= ENOUGH && !words.iter().any(|w| COMMON.contains(w)) {
                 return reject(self, format!("message {} has no common English word", i + 1));
             }
         }
@@ -58,5 +59,10 @@ mod tests {
         assert!(rejects(&Language, &row("这是什么", "肺结节")));
         assert!(!rejects(&Language, &row("What is it?", "Sjögren's syndrome of the café-au-lait kind.")));
         assert!(!rejects(&Language, &row("What is it?", "Hypodense hepatic lesion.")));
+        let mut terms =
+            row("What organs are shown?", "Liver, spleen, left kidney, right kidney, pancreas, stomach, aorta");
+        assert!(rejects(&Language, &terms));
+        terms.answer_type = Some(crate::sample::AnswerType::Open);
+        assert!(!rejects(&Language, &terms));
     }
 }
