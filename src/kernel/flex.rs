@@ -23,23 +23,21 @@ pub(super) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
 }
 
-/// Whether fused multiply-add is an instruction here and not a library call.
-pub(super) fn has_fma() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    cfg!(target_arch = "aarch64")
-}
-
-/// Calls `$body::<FMA>(..)`, compiled for the widest vectors of this processor.
+/// Calls `$body::<FMA>(..)`, compiled for the widest vectors of this processor; `FMA` says that a fused multiply-add is
+/// an instruction there, and not the library call that it is elsewhere.
+///
+/// The instruction set is asked for by name: `pulp::Arch` knows it only with a feature of pulp that Burn's matrix
+/// multiplication, which shares the crate, leaves off.
 macro_rules! vectorized {
-    ($body:ident($($argument:expr),* $(,)?)) => {
-        if $crate::kernel::flex::has_fma() {
-            pulp::Arch::new().dispatch(|| $body::<true>($($argument),*))
-        } else {
-            $body::<false>($($argument),*)
+    ($body:ident($($argument:expr),* $(,)?)) => {{
+        #[cfg(target_arch = "x86_64")]
+        match pulp::x86::V3::try_new() {
+            Some(wide) => wide.vectorize(|| $body::<true>($($argument),*)),
+            None => $body::<false>($($argument),*),
         }
-    };
+        #[cfg(not(target_arch = "x86_64"))]
+        $body::<{ cfg!(target_arch = "aarch64") }>($($argument),*)
+    }};
 }
 pub(super) use vectorized;
 
