@@ -382,7 +382,8 @@ fn collect(
         let default = &default[name];
         let doc = property["description"].as_str().or(resolved["description"].as_str()).unwrap_or_default();
         let doc = doc.replace('\n', " ");
-        if resolved["properties"].is_object() {
+        let no_keys = resolved["additionalProperties"] == false && resolved["properties"].is_null();
+        if resolved["properties"].is_object() || no_keys {
             sections.push((path.clone(), doc));
             collect(root, &resolved, &path, default, keys, sections);
         } else {
@@ -506,7 +507,12 @@ mod tests {
         seed: u64,
         label: String,
         inner: Inner,
+        later: Empty,
     }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields, default)]
+    struct Empty {}
 
     fn layered(text: &str, sets: &[&str]) -> Config {
         let mut config = Config::new::<Outer>();
@@ -547,17 +553,17 @@ mod tests {
         let text = "sede = 1\nlabel = 3\n[inner]\nrate = 1.5\nshape = \"oval\"\nnames = [1]\n[iner]\nrate = 1\n";
         let config = layered(text, &["seed=-1", "rate=0.1", "inner=3", "nonsense", "x y=1"]);
         let expected = [
-            "r.toml:1: unknown key `sede`; did you mean `seed`? known keys of the top level: seed, label, inner",
+            "r.toml:1: unknown key `sede`; did you mean `seed`? known keys of the top level: seed, label, inner, later",
             "r.toml:2: label: expected text, found 3",
             "r.toml:4: inner.rate: expected a number from 0 to 1, found 1.5",
             "r.toml:5: inner.shape: expected one of \"circle\", \"square\", found \"oval\"",
             "r.toml:6: inner.names: expected a list, each item text, found [1]",
-            "r.toml:7: unknown key `iner`; did you mean `inner`? known keys of the top level: seed, label, inner",
+            "r.toml:7: unknown key `iner`; did you mean `inner`? known keys of the top level: seed, label, inner, later",
             "--set seed=-1: seed: expected a whole number, 0 or more, found -1",
-            "--set rate=0.1: unknown key `rate`; did you mean `inner.rate`? known keys of the top level: seed, label, inner",
+            "--set rate=0.1: unknown key `rate`; did you mean `inner.rate`? known keys of the top level: seed, label, inner, later",
             "--set inner=3: inner: expected a table of keys (rate, shape, names, path), found integer",
             "--set nonsense: expected key=value, for example --set seed=7",
-            "--set x y=1: unknown key `x y`; known keys of the top level: seed, label, inner",
+            "--set x y=1: unknown key `x y`; known keys of the top level: seed, label, inner, later",
         ];
         assert_eq!(config.problems, expected);
     }

@@ -76,7 +76,9 @@ fn step(
     let started = Instant::now();
     let summary = (stage.run)(plan, run, ctx)?;
     let seconds = started.elapsed().as_secs_f64();
-    let counts: Vec<String> = summary.lines.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    // Indented names are details of the line above; whoever runs the stage alone sees them.
+    let main = summary.lines.iter().filter(|(name, _)| !name.starts_with(' '));
+    let counts: Vec<String> = main.map(|(name, value)| format!("{name} {value}")).collect();
     ctx.progress.say(&format!("{}: {} ({seconds:.1} s)", stage.name, counts.join(", ")));
     records.finish(stage, run, summary.clone(), seconds)?;
     Ok(Outcome { stage: stage.name, skipped: false, summary, seconds })

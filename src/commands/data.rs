@@ -1,6 +1,6 @@
 //! Verbs that look at data.
 
-use std::{collections::BTreeMap, io::IsTerminal};
+use std::io::IsTerminal;
 
 use rayon::prelude::*;
 use serde_json::json;
@@ -57,21 +57,14 @@ struct Tally {
     bad_rows: usize,
     images: usize,
     bad_images: usize,
-    splits: BTreeMap<String, usize>,
     problems: Vec<String>,
 }
 
 impl Tally {
     fn add(&mut self, rows: &[Result<Sample>]) {
-        for row in rows {
-            match row {
-                Ok(sample) => *self.splits.entry(format!("{:?}", sample.split).to_lowercase()).or_default() += 1,
-                Err(e) => {
-                    self.bad_rows += 1;
-                    self.problems.push(e.to_string());
-                }
-            }
-        }
+        let unreadable = rows.iter().filter_map(|row| row.as_ref().err());
+        self.problems.extend(unreadable.clone().map(ToString::to_string));
+        self.bad_rows += unreadable.count();
         self.rows += rows.len();
         let images: Vec<_> = rows.iter().flatten().flat_map(|s| s.images.iter().map(move |i| (&s.id, i))).collect();
         let bad: Vec<String> = images
@@ -86,16 +79,15 @@ impl Tally {
     fn json(&self) -> serde_json::Value {
         json!({
             "rows": self.rows, "bad_rows": self.bad_rows, "images": self.images, "bad_images": self.bad_images,
-            "splits": self.splits, "problems": self.problems,
+            "problems": self.problems,
         })
     }
 
     fn text(&self) -> String {
-        let mut rows = vec![
+        let rows = [
             vec!["rows".into(), self.rows.to_string(), format!("{} unreadable", self.bad_rows)],
             vec!["images".into(), self.images.to_string(), format!("{} unreadable", self.bad_images)],
         ];
-        rows.extend(self.splits.iter().map(|(split, n)| vec![format!("  {split}"), n.to_string()]));
         let mut text = columns(&rows);
         for problem in self.problems.iter().take(SHOWN) {
             text.push_str(&format!("{problem}\n"));

@@ -277,3 +277,127 @@ fn initialise(plan: &Plan, dir: &RunDir, base: &Path) -> Result<()> {
     model.save(base, &SaveOptions::default())?;
     crate::run_dir::write_atomic(&base.join(family.tokenizer.file), &tokenizer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        progress::Progress,
+        sample::{ImageRef, Origin, Role, Turn},
+        vlm::{IGNORE, ImageSpan},
+    };
+
+    /// One token a letter of the answer, two positions an image; the id of a sample says what goes wrong.
+    struct Letters;
+
+    impl Processor for Letters {
+        fn signature(&self) -> serde_json::Value {
+            "letters".into()
+        }
+
+        fn encode(&self, sample: &Sample) -> Result<Encoded> {
+            if sample.id == "broken" {
+                return Err(Error::new(Kind::Image, "image cannot be read").at("x.png"));
+            }
+            let images = sample.images.len() - usize::from(sample.id == "forgets");
+            let text: Vec<i32> = sample.answer().bytes().map(i32::from).collect();
+            let input_ids = [vec![0; 2 * images], text.clone()].concat();
+            let mask = if sample.id == "masked" { vec![IGNORE; text.len()] } else { text };
+            let labels = [vec![IGNORE; 2 * images], mask].concat();
+            let len = if sample.id == "outside" { 2000 } else { 2 };
+            let spans = (0..images).map(|i| ImageSpan { start: 2 * i, len }).collect();
+            Ok(Encoded { id: sample.id.clone(), input_ids, labels, spans, pixels: Vec::new() })
+        }
+
+        fn prompt(&self, sample: &Sample) -> Result<Encoded> {
+            self.encode(sample)
+        }
+
+        fn decode(&self, _: &[i32]) -> String {
+            String::new()
+        }
+
+        fn piece(&self, _: i32) -> String {
+            String::new()
+        }
+
+        fn stop_ids(&self) -> &[i32] {
+            &[]
+        }
+
+        fn pad_id(&self) -> i32 {
+            0
+        }
+
+        fn vocab_size(&self) -> usize {
+            256
+        }
+    }
+
+    fn sample(id: &str, answer: &str, split: Split) -> Sample {
+        Sample {
+            id: id.into(),
+            images: vec![ImageRef { path: "x.png".into() }],
+            turns: vec![Turn { role: Role::Assistant, text: answer.into() }],
+            origin: Origin::default(),
+            split,
+            group: String::new(),
+            polarity: None,
+            category: None,
+            answer_type: None,
+            annotation: None,
+            meta: serde_json::Map::new(),
+        }
+    }
+
+    #[test]
+    fn every_fault_has_its_code_and_no_row_is_lost() {
+        let names = ["good", "broken", "forgets", "outside", "masked"];
+        let mut samples: Vec<_> = names.map(|id| sample(id, "yes", Split::Train)).to_vec();
+        samples.push(sample("long", "a long answer", Split::Train));
+        // Nothing is learnt from test rows, so nothing has to be supervised.
+        samples.push(sample("masked", "yes", Split::Test));
+        let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
+        let outcomes = encode_all(&samples, &Letters, 8, &ctx).unwrap();
+        let codes: Vec<_> = outcomes.iter().map(|o| o.as_ref().err().map(Error::reason)).collect();
+        let expected = ["image_error", "image_count", "image_span", "no_supervised", "over_long"].map(Some);
+        assert_eq!(codes, [&[None][..], &expected, &[None]].concat());
+        ctx.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(encode_all(&samples, &Letters, 8, &ctx).err().unwrap().kind(), Kind::Interrupted);
+    }
+
+    #[test]
+    fn rejected_rows_join_those_of_quality_control() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path().join("run")).unwrap();
+        let row = |id: &str, code: &str| RejectedRow {
+            sample: sample(id, "yes", Split::Train),
+            code: code.into(),
+            detail: "for a reason".into(),
+        };
+        run.write_jsonl("rejected.jsonl", [row("a", "duplicate")]).unwrap();
+        move_out(&run, &[sample("c", "yes", Split::Train)], &[row("b", "over_long")]).unwrap();
+        let rejected: Vec<RejectedRow> = run.read_jsonl("rejected.jsonl").unwrap();
+        assert_eq!(rejected.iter().map(|r| r.code.as_str()).collect::<Vec<_>>(), ["duplicate", "over_long"]);
+        let kept: Vec<Sample> = run.read_jsonl("kept.jsonl").unwrap();
+        assert_eq!(kept.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), ["c"]);
+    }
+
+    #[test]
+    fn gates_name_the_reasons() {
+        let plan = Plan::default();
+        let kept = [sample("a", "yes", Split::Train)];
+        let rejected = |n: usize| -> Vec<_> {
+            let row = RejectedRow { sample: kept[0].clone(), code: "over_long".into(), detail: String::new() };
+            vec![row; n]
+        };
+        let counts = [Counts { positions: 5, image_positions: 2, supervised: 3 }];
+        let of = |n| report(&kept, &counts, &rejected(n), serde_json::Value::Null);
+        assert!(gate(&plan, &of(0), &kept).is_ok());
+        let error = gate(&plan, &of(9), &kept).unwrap_err();
+        assert!(error.kind() == Kind::Gate && error.to_string().contains("9 over_long"), "{error}");
+        let test = [sample("a", "yes", Split::Test)];
+        assert!(gate(&plan, &of(0), &test).unwrap_err().to_string().contains("no row is left to train on"));
+        assert_eq!(Spread::of(vec![3, 1, 2]), Spread { min: 1, median: 2, max: 3, sum: 6 });
+    }
+}
