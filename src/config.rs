@@ -553,17 +553,17 @@ mod tests {
         let text = "sede = 1\nlabel = 3\n[inner]\nrate = 1.5\nshape = \"oval\"\nnames = [1]\n[iner]\nrate = 1\n";
         let config = layered(text, &["seed=-1", "rate=0.1", "inner=3", "nonsense", "x y=1"]);
         let expected = [
-            "r.toml:1: unknown key `sede`; did you mean `seed`? known keys of the top level: seed, label, inner, later",
+            "r.toml:1: unknown key `sede`; did you mean `seed`? known keys of the top level: seed, label, inner",
             "r.toml:2: label: expected text, found 3",
             "r.toml:4: inner.rate: expected a number from 0 to 1, found 1.5",
             "r.toml:5: inner.shape: expected one of \"circle\", \"square\", found \"oval\"",
             "r.toml:6: inner.names: expected a list, each item text, found [1]",
-            "r.toml:7: unknown key `iner`; did you mean `inner`? known keys of the top level: seed, label, inner, later",
+            "r.toml:7: unknown key `iner`; did you mean `inner`? known keys of the top level: seed, label, inner",
             "--set seed=-1: seed: expected a whole number, 0 or more, found -1",
-            "--set rate=0.1: unknown key `rate`; did you mean `inner.rate`? known keys of the top level: seed, label, inner, later",
+            "--set rate=0.1: unknown key `rate`; did you mean `inner.rate`? known keys of the top level: seed, label, inner",
             "--set inner=3: inner: expected a table of keys (rate, shape, names, path), found integer",
             "--set nonsense: expected key=value, for example --set seed=7",
-            "--set x y=1: unknown key `x y`; known keys of the top level: seed, label, inner, later",
+            "--set x y=1: unknown key `x y`; known keys of the top level: seed, label, inner",
         ];
         assert_eq!(config.problems, expected);
     }
