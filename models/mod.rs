@@ -21,6 +21,7 @@ use crate::{
 };
 
 pub mod embedded;
+pub mod internvl;
 pub mod llava_med;
 pub mod qwen_vl;
 
@@ -74,6 +75,8 @@ pub enum AnyVlm {
     LlavaMed(llava_med::LlavaMed),
     /// Qwen-VL-Chat.
     QwenVl(qwen_vl::QwenVl),
+    /// InternVL-Chat-V1.5.
+    InternVl(internvl::InternVl),
 }
 
 /// Calls a method on whichever family is there.
@@ -82,6 +85,7 @@ macro_rules! dispatch {
         match $self {
             AnyVlm::LlavaMed($model) => $call,
             AnyVlm::QwenVl($model) => $call,
+            AnyVlm::InternVl($model) => $call,
         }
     };
 }
@@ -104,6 +108,8 @@ pub struct Preset {
     pub about: &'static str,
     /// Tokens of its vocabulary.
     pub vocab_size: usize,
+    /// Linear modules that adapters are usually put on, by the last parts of their names.
+    pub lora_targets: &'static [&'static str],
 }
 
 /// A model family.
@@ -117,8 +123,6 @@ pub struct ModelDef {
     pub model_types: &'static [&'static str],
     /// Shapes it comes in.
     pub presets: &'static [Preset],
-    /// Linear modules that adapters are usually put on, by the last part of their names.
-    pub lora_targets: &'static [&'static str],
     /// A preset with random weights; the vocabulary size may be replaced.
     pub init: fn(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device) -> Result<AnyVlm>,
     /// A preset without weights, and the features of one image.
@@ -133,17 +137,20 @@ pub struct ModelDef {
     pub tokenizer: TokenizerDef,
 }
 
-/// A tokenizer's file, and how it is trained.
+/// A tokenizer's files, and how it is trained.
 #[derive(Debug)]
 pub struct TokenizerDef {
-    /// Name in a checkpoint directory.
+    /// Name in a checkpoint directory of the file that is written last.
     pub file: &'static str,
-    /// Bytes of the file, trained on texts for a vocabulary of the given size.
-    pub train: fn(texts: &[String], vocab_size: usize) -> Result<Vec<u8>>,
+    /// The files in the order in which they are written, trained on texts for a vocabulary of the given size.
+    pub train: fn(texts: &[String], vocab_size: usize) -> Result<TokenizerFiles>,
 }
 
+/// Names and bytes of files.
+pub type TokenizerFiles = Vec<(&'static str, Vec<u8>)>;
+
 /// All families.
-pub const MODELS: &[&ModelDef] = &[&llava_med::DEF, &qwen_vl::DEF];
+pub const MODELS: &[&ModelDef] = &[&llava_med::DEF, &qwen_vl::DEF, &internvl::DEF];
 
 /// The family called `name`.
 ///
@@ -237,7 +244,7 @@ pub fn table(device: &Device) -> Result<Vec<ModelRow>> {
                 about: preset.about,
                 parameters: tower_sizes(&model),
                 tokens_per_image,
-                lora_targets: def.lora_targets,
+                lora_targets: preset.lora_targets,
             });
         }
     }
@@ -288,6 +295,10 @@ impl Vlm for AnyVlm {
         dispatch!(self, m => m.columns_context(columns, device))
     }
 
+    fn cache_expires(&self, columns: &Columns) -> bool {
+        dispatch!(self, m => m.cache_expires(columns))
+    }
+
     fn num_layers(&self) -> usize {
         dispatch!(self, m => m.num_layers())
     }
@@ -329,7 +340,7 @@ mod tests {
                 assert!(named_params(&model).iter().all(|p| p.dtype.is_none()), "{} allocates", preset.name);
                 assert!(tokens > 0);
                 let targets = named_params(&model);
-                for target in def.lora_targets {
+                for target in preset.lora_targets {
                     let suffix = format!(".{target}.weight");
                     assert!(targets.iter().any(|p| p.name.ends_with(&suffix)), "{target} matches nothing");
                 }

@@ -261,6 +261,12 @@ pub trait Vlm {
     /// Rotary tables and masks for queries that lie in the given columns.
     fn columns_context(&self, columns: &Columns, device: &Device) -> DecoderContext;
 
+    /// Whether what was cached before these queries must be computed again, because the text has grown to a length at
+    /// which all of it is rotated otherwise.
+    fn cache_expires(&self, _columns: &Columns) -> bool {
+        false
+    }
+
     /// Rotary tables and masks for a batch of padded rows.
     fn context(&self, batch: &Batch, device: &Device) -> DecoderContext {
         self.columns_context(&batch.columns(), device)

@@ -39,10 +39,19 @@ pub static DEF: ModelDef = ModelDef {
     about: "LLaVA-Med v1.5: CLIP ViT, MLP projector, Mistral",
     model_types: &["llava_mistral"],
     presets: &[
-        Preset { name: "v1.5-7b", about: "microsoft/llava-med-v1.5-mistral-7b", vocab_size: 32_000 },
-        Preset { name: "tiny", about: "the same architecture, trained in minutes on two CPU cores", vocab_size: 1536 },
+        Preset {
+            name: "v1.5-7b",
+            about: "microsoft/llava-med-v1.5-mistral-7b",
+            vocab_size: 32_000,
+            lora_targets: LORA_TARGETS,
+        },
+        Preset {
+            name: "tiny",
+            about: "the same architecture, trained in minutes on two CPU cores",
+            vocab_size: 1536,
+            lora_targets: LORA_TARGETS,
+        },
     ],
-    lora_targets: &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     init: |preset, vocab_size, seed, device| weights::init(preset, vocab_size, seed, device).map(AnyVlm::LlavaMed),
     empty: |preset, device| {
         let config = LlavaMedConfig::preset(preset)?;
@@ -58,8 +67,14 @@ pub static DEF: ModelDef = ModelDef {
         let processor = processor::LlavaMedProcessor::load(dir, options.vision_tower.as_deref())?;
         Ok(Box::new(processor))
     },
-    tokenizer: TokenizerDef { file: "tokenizer.json", train: |texts, vocab_size| train_bpe(texts, vocab_size) },
+    tokenizer: TokenizerDef {
+        file: "tokenizer.json",
+        train: |texts, vocab_size| Ok(vec![("tokenizer.json", train_bpe(texts, vocab_size)?)]),
+    },
 };
+
+/// All linear layers of the decoder.
+const LORA_TARGETS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 const TOWERS: &[Tower] = &[
     Tower { name: "vision", prefix: "model.vision_tower." },

@@ -39,10 +39,14 @@ pub static DEF: ModelDef = ModelDef {
     about: "Qwen-VL-Chat: OpenCLIP ViT, resampler, Qwen",
     model_types: &["qwen"],
     presets: &[
-        Preset { name: "chat-9.6b", about: "Qwen/Qwen-VL-Chat", vocab_size: 151_936 },
-        Preset { name: "tiny", about: "the same architecture, trained in minutes on two CPU cores", vocab_size: 1536 },
+        Preset { name: "chat-9.6b", about: "Qwen/Qwen-VL-Chat", vocab_size: 151_936, lora_targets: LORA_TARGETS },
+        Preset {
+            name: "tiny",
+            about: "the same architecture, trained in minutes on two CPU cores",
+            vocab_size: 1536,
+            lora_targets: LORA_TARGETS,
+        },
     ],
-    lora_targets: &["c_attn", "attn.c_proj", "w1", "w2"],
     init: |preset, vocab_size, seed, device| weights::init(preset, vocab_size, seed, device).map(AnyVlm::QwenVl),
     empty: |preset, device| {
         let config = QwenVlConfig::preset(preset)?;
@@ -53,9 +57,15 @@ pub static DEF: ModelDef = ModelDef {
     processor: |dir, _options| Ok(Box::new(processor::QwenVlProcessor::load(dir)?)),
     tokenizer: TokenizerDef {
         file: "qwen.tiktoken",
-        train: |texts, vocab_size| tiktoken::train(texts, vocab_size.saturating_sub(SPECIALS)).map(String::into_bytes),
+        train: |texts, vocab_size| {
+            let ranks = tiktoken::train(texts, vocab_size.saturating_sub(SPECIALS))?;
+            Ok(vec![("qwen.tiktoken", ranks.into_bytes())])
+        },
     },
 };
+
+/// The modules of the original's LoRA fine-tuning.
+const LORA_TARGETS: &[&str] = &["c_attn", "attn.c_proj", "w1", "w2"];
 
 /// As in the original's fine-tuning, `ln_post` and `proj` count as vision, so training the projector trains the
 /// resampler alone.

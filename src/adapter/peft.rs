@@ -134,6 +134,10 @@ impl Contents {
         if let Some(path) = pick(&["non_lora_trainables.safetensors", "non_lora_trainables.bin"]) {
             files.merge(Checkpoint::open(&path)?);
         }
+        Ok(Self::of(files))
+    }
+
+    fn of(files: Checkpoint) -> Self {
         let mut contents = Self { updates: BTreeMap::new(), full: BTreeMap::new(), files: Checkpoint::default() };
         for stored in files.names() {
             let name = model_name(stored);
@@ -146,7 +150,19 @@ impl Contents {
             }
         }
         contents.files = files;
-        Ok(contents)
+        contents
+    }
+
+    /// Adapters of one tower alone name its modules from the tower on; puts the tower's prefix in front of them.
+    fn find_tower(&mut self, modules: &[LinearModule], towers: &[Tower]) {
+        let known = |prefix: &str, name: &str| modules.iter().any(|m| m.name.strip_prefix(prefix) == Some(name));
+        if self.updates.is_empty() || self.updates.keys().any(|name| known("", name)) {
+            return;
+        }
+        let Some(tower) = towers.iter().find(|t| self.updates.keys().all(|name| known(t.prefix, name))) else { return };
+        let prefixed = |name: &String| format!("{}{name}", tower.prefix);
+        self.updates = std::mem::take(&mut self.updates).into_iter().map(|(k, v)| (prefixed(&k), v)).collect();
+        self.full = std::mem::take(&mut self.full).into_iter().map(|(k, v)| (prefixed(&k), v)).collect();
     }
 }
 
@@ -165,11 +181,25 @@ fn model_name(stored: &str) -> String {
 /// or one trained on differently prepared inputs.
 pub fn load<M: Vlm + Module>(model: M, dir: &Path, signature: &Value) -> Result<M> {
     check_signature(dir, signature)?;
-    let config = PeftConfig::open(dir)?;
-    let contents = Contents::open(dir)?;
+    attach_contents(model, dir, &PeftConfig::open(dir)?, Contents::open(dir)?)
+}
+
+/// Attaches the updates among `files`, whose names are those of PEFT or of modules inside a model: all of rank `r`,
+/// scaled by `lora_alpha / r`.
+///
+/// # Errors
+/// As [`load`].
+pub fn attach_updates<M: Vlm + Module>(model: M, files: Checkpoint, r: usize, lora_alpha: f64) -> Result<M> {
+    let origin = files.origin().to_path_buf();
+    let config = PeftConfig { r, lora_alpha, ..PeftConfig::default() };
+    attach_contents(model, &origin, &config, Contents::of(files))
+}
+
+fn attach_contents<M: Vlm + Module>(model: M, dir: &Path, config: &PeftConfig, mut contents: Contents) -> Result<M> {
     let modules = linears(&model, model.towers());
+    contents.find_tower(&modules, model.towers());
     let params: HashMap<String, NamedParam> = named_params(&model).into_iter().map(|p| (p.name.clone(), p)).collect();
-    check(dir, &config, &contents, &modules, &params)?;
+    check(dir, config, &contents, &modules, &params)?;
     let clock = DropoutClock::default();
     let mut specs = HashMap::new();
     let mut values = HashMap::new();

@@ -66,10 +66,13 @@ fn list(global: &Global, entries: &[Entry], help: &str) -> Result<()> {
 fn model_entries() -> Vec<Entry> {
     let entry = |m: &&models::ModelDef| {
         let presets: Vec<_> = m.presets.iter().map(|p| format!("{} ({})", p.name, p.about)).collect();
+        let mut targets: Vec<_> = m.presets.iter().flat_map(|p| p.lora_targets).copied().collect();
+        targets.sort_unstable();
+        targets.dedup();
         Entry::new("model family", m.name, m.about)
             .with("model_type", m.model_types)
             .with("presets", presets)
-            .with("adapter targets", m.lora_targets)
+            .with("adapter targets", targets)
     };
     MODELS.iter().map(entry).collect()
 }

@@ -17,6 +17,11 @@ pub struct Session<'a> {
     model: &'a AnyVlm,
     device: &'a Device,
     caches: Vec<LayerCache>,
+    /// Decoder input of the prompts, and the tokens after them, for models whose caches expire.
+    prompts: Tensor<3>,
+    /// `[rows][..]`
+    tokens: Vec<Vec<i32>>,
+    capacity: usize,
     /// `[rows][capacity]`, true at real tokens.
     mask: Vec<Vec<bool>>,
     /// Position of the next token of each row.
@@ -53,7 +58,11 @@ impl<'a> Session<'a> {
             row.resize(capacity, false);
             row
         });
+        let x = model.embed(&batch, model.features(&batch, device), device);
         let mut session = Self {
+            prompts: x.clone(),
+            tokens: vec![Vec::new(); rows.len()],
+            capacity,
             model,
             device,
             caches: (0..model.num_layers()).map(|_| LayerCache::new(capacity)).collect(),
@@ -62,7 +71,6 @@ impl<'a> Session<'a> {
             len: batch.length,
             prefill: batch.length,
         };
-        let x = model.embed(&batch, model.features(&batch, device), device);
         let logits = session.run(x, &batch.columns())?;
         Ok((session, logits))
     }
@@ -91,8 +99,33 @@ impl<'a> Session<'a> {
         };
         self.len += 1;
         self.positions.iter_mut().for_each(|p| *p += 1);
+        for (all, token) in self.tokens.iter_mut().zip(tokens) {
+            all.push(*token);
+        }
+        if self.model.cache_expires(&columns) {
+            return self.read_again();
+        }
         let tokens = Tensor::<2, Int>::from_data(TensorData::new(tokens.to_vec(), [rows, 1]), self.device);
         self.run(self.model.embed_tokens(tokens), &columns)
+    }
+
+    /// Logits after all tokens so far, computed without what was cached, which is replaced.
+    fn read_again(&mut self) -> Result<Vec<Vec<f32>>> {
+        let (rows, length) = (self.mask.len(), self.len);
+        let mask: Vec<bool> = self.mask.iter().flat_map(|row| row[..length].to_vec()).collect();
+        let mut positions = Vec::with_capacity(rows * length);
+        for row in mask.chunks(length) {
+            let mut next = 0;
+            for real in row {
+                positions.push(if *real { next } else { 0 });
+                next += i32::from(*real);
+            }
+        }
+        let data = TensorData::new(self.tokens.concat(), [rows, length - self.prefill]);
+        let tokens = self.model.embed_tokens(Tensor::<2, Int>::from_data(data, self.device));
+        let x = Tensor::cat(vec![self.prompts.clone(), tokens], 1);
+        self.caches.iter_mut().for_each(|cache| *cache = LayerCache::new(self.capacity));
+        self.run(x, &Columns { rows, length, positions, keys: length, start: 0, prefill: self.prefill, mask })
     }
 
     /// Goes on with the given rows, in the given order; rows may repeat.
@@ -101,6 +134,8 @@ impl<'a> Session<'a> {
         self.positions = rows.iter().map(|r| self.positions[*r]).collect();
         let index: Vec<i32> = rows.iter().map(|r| *r as i32).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [rows.len()]), self.device);
+        self.tokens = rows.iter().map(|r| self.tokens[*r].clone()).collect();
+        self.prompts = self.prompts.clone().select(0, index.clone());
         for cache in &mut self.caches {
             cache.select_rows(index.clone());
         }

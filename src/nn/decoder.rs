@@ -8,6 +8,7 @@ use burn::{
 
 use super::{
     attention::{AttentionMask, Columns, attend, probabilities},
+    cast,
     linear::{linear_forward, linear_module},
     norm::RmsNorm,
     rope::Rope,
@@ -95,6 +96,32 @@ impl LayerCache {
     }
 }
 
+/// Causal attention of heads that are not rotated yet; reads and extends the cache if there is one.
+///
+/// # Shapes
+/// `q` `[rows, length, heads, head_dim]`, `k` and `v` `[rows, length, kv_heads, head_dim]` ->
+/// `[rows, length, heads * head_dim]`
+#[must_use]
+pub fn rotary_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    context: &DecoderContext,
+    cache: Option<&mut LayerCache>,
+) -> Tensor<3> {
+    let mut q = context.rope.rotate(q);
+    if let Some(scale) = &context.query_scale {
+        let dtype = q.dtype();
+        q = q * cast(scale.clone(), dtype);
+    }
+    let (k, v) = (context.rope.rotate(k).swap_dims(1, 2), v.swap_dims(1, 2));
+    let (k, v) = match cache {
+        Some(cache) => cache.append(k, v, context.mask.keys()),
+        None => (k, v),
+    };
+    attend(q, k, v, Some(&context.mask))
+}
+
 /// Shape of a decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DecoderShape {
@@ -139,28 +166,23 @@ impl SelfAttention {
         }
     }
 
-    /// Queries `[rows, length, heads, head_dim]`, keys and values `[rows, kv_heads, length, head_dim]`, rotated.
-    fn project(&self, x: Tensor<3>, context: &DecoderContext) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+    /// Queries, keys and values, not rotated: `[rows, length, heads or kv_heads, head_dim]`.
+    fn project(&self, x: Tensor<3>) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
         let [rows, length, _] = x.dims();
         let heads = |y: Tensor<3>| {
             let width = y.dims()[2];
             y.reshape([rows, length, width / self.head_dim, self.head_dim])
         };
-        let q = context.rope.rotate(heads(linear_forward(&self.q_proj, x.clone())));
-        let k = context.rope.rotate(heads(linear_forward(&self.k_proj, x.clone())));
-        let v = heads(linear_forward(&self.v_proj, x));
-        (q, k.swap_dims(1, 2), v.swap_dims(1, 2))
+        let q = heads(linear_forward(&self.q_proj, x.clone()));
+        let k = heads(linear_forward(&self.k_proj, x.clone()));
+        (q, k, heads(linear_forward(&self.v_proj, x)))
     }
 
     /// # Shapes
     /// `[rows, length, hidden_size]` -> same
     fn forward(&self, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let (q, k, v) = self.project(x, context);
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v, context.mask.keys()),
-            None => (k, v),
-        };
-        linear_forward(&self.o_proj, attend(q, k, v, Some(&context.mask)))
+        let (q, k, v) = self.project(x);
+        linear_forward(&self.o_proj, rotary_attention(q, k, v, context, cache))
     }
 
     /// Attention probabilities of normed states, for inspection.
@@ -169,7 +191,8 @@ impl SelfAttention {
     /// `[rows, length, hidden_size]` -> `[rows, heads, length, length]`
     #[must_use]
     pub fn probabilities(&self, x: Tensor<3>, context: &DecoderContext) -> Tensor<4> {
-        let (q, k, _) = self.project(x, context);
+        let (q, k, _) = self.project(x);
+        let (q, k) = (context.rope.rotate(q), context.rope.rotate(k).swap_dims(1, 2));
         probabilities(q, k, Some(&context.mask))
     }
 }

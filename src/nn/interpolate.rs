@@ -14,21 +14,33 @@ const A: f64 = -0.75;
 /// `[from * from, width]` -> `[to * to, width]`, both row by row
 #[must_use]
 pub fn bicubic_table(table: Tensor<2>, to: usize) -> Tensor<2> {
+    bicubic_grid(table, [to, to])
+}
+
+/// As [`bicubic_table`], to `to` rows and columns.
+///
+/// # Shapes
+/// `[from * from, width]` -> `[to[0] * to[1], width]`, both row by row
+#[must_use]
+pub fn bicubic_grid(table: Tensor<2>, to: [usize; 2]) -> Tensor<2> {
     let [cells, width] = table.dims();
     let from = cells.isqrt();
     assert_eq!(from * from, cells, "a position table covers a square grid");
     let dtype = table.dtype();
-    if from == to {
+    if [from, from] == to {
         return table;
     }
-    let weights = axis_weights(from, to);
     let device = table.device().without_autodiff();
-    let weights = Tensor::<2>::from_data(TensorData::new(weights, [to, from]), (&device, DType::F32));
+    let weights = |to: usize| {
+        let weights = TensorData::new(axis_weights(from, to), [to, from]);
+        Tensor::<2>::from_data(weights, (&device, DType::F32))
+    };
+    let [down, across] = to;
     // Rows of the grid first, then its columns; both are one matrix product.
-    let rows = weights.clone().matmul(cast(table, DType::F32).reshape([from, from * width]));
-    let columns = rows.reshape([to, from, width]).swap_dims(0, 1).reshape([from, to * width]);
-    let out = weights.matmul(columns).reshape([to, to, width]).swap_dims(0, 1).reshape([to * to, width]);
-    cast(out, dtype)
+    let rows = weights(down).matmul(cast(table, DType::F32).reshape([from, from * width]));
+    let columns = rows.reshape([down, from, width]).swap_dims(0, 1).reshape([from, down * width]);
+    let out = weights(across).matmul(columns).reshape([across, down, width]).swap_dims(0, 1);
+    cast(out.reshape([down * across, width]), dtype)
 }
 
 /// `[to, from]` weights of one axis.

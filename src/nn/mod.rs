@@ -2,10 +2,13 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod intern_vit;
+pub mod internlm2;
 pub mod interpolate;
 pub mod linear;
 pub mod norm;
 pub mod open_clip;
+pub mod phi3;
 pub mod projector;
 pub mod resampler;
 pub mod rope;

@@ -201,7 +201,7 @@ impl OpenClipVision {
     pub fn new(config: &OpenClipConfig, device: &Device) -> Self {
         let (width, out, patch) = (config.width, config.output_dim, config.patch_size);
         Self {
-            conv1: PatchEmbedding { weight: parameter([width, 3, patch, patch], 0.0, device) },
+            conv1: PatchEmbedding { weight: parameter([width, 3, patch, patch], 0.0, device), bias: None },
             positional_embedding: parameter([POSITIONS, width], 0.0, device),
             ln_pre: LayerNorm::new(width, EPS, device),
             transformer: OpenClipBlocks {

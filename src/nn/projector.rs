@@ -6,7 +6,10 @@ use burn::{
     tensor::{Device, Tensor, activation::gelu},
 };
 
-use super::linear::{linear_forward, linear_module};
+use super::{
+    linear::{linear_forward, linear_module},
+    norm::LayerNorm,
+};
 
 /// The activation between two linear layers; exact (erf) GELU. It has no parameters but takes a number in the sequence.
 #[derive(Module, Debug, Default)]
@@ -17,6 +20,8 @@ pub struct ExactGelu {
 /// One member of the sequence.
 #[derive(Module, Debug)]
 pub enum ProjectorLayer {
+    /// A layer norm in front.
+    Norm(LayerNorm),
     /// A linear layer.
     Linear(Linear),
     /// The activation between two of them.
@@ -41,6 +46,7 @@ pub fn mlp_gelu(vision_width: usize, hidden_size: usize, depth: usize, device: &
 #[must_use]
 pub fn project(layers: &[ProjectorLayer], x: Tensor<3>) -> Tensor<3> {
     layers.iter().fold(x, |x, layer| match layer {
+        ProjectorLayer::Norm(norm) => norm.forward(x),
         ProjectorLayer::Linear(linear) => linear_forward(linear, x),
         ProjectorLayer::Gelu(_) => gelu(x),
     })

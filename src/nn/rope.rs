@@ -47,6 +47,15 @@ impl Rope {
         Self { cos: table(f32::cos), sin: table(f32::sin) }
     }
 
+    /// Multiplies cosines and sines, which multiplies what is rotated.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        if factor == 1.0 {
+            return self;
+        }
+        Self { cos: self.cos.mul_scalar(factor), sin: self.sin.mul_scalar(factor) }
+    }
+
     /// Rotates every head.
     ///
     /// # Shapes

@@ -69,6 +69,8 @@ impl ClipVisionConfig {
 pub struct PatchEmbedding {
     /// `[hidden_size, channels, patch, patch]`
     pub weight: Param<Tensor<4>>,
+    /// `[hidden_size]`
+    pub bias: Option<Param<Tensor<1>>>,
 }
 
 impl PatchEmbedding {
@@ -85,7 +87,7 @@ impl PatchEmbedding {
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([tiles, down * across, channels * patch * patch]);
         let weight = weight.reshape([hidden, channels * patch * patch]).transpose();
-        burn::tensor::module::linear(patches, weight, None)
+        burn::tensor::module::linear(patches, weight, self.bias.as_ref().map(Param::val))
     }
 }
 
@@ -107,6 +109,7 @@ impl ClipEmbeddings {
             class_embedding: parameter([hidden], 0.0, device),
             patch_embedding: PatchEmbedding {
                 weight: parameter([hidden, config.num_channels, patch, patch], 0.0, device),
+                bias: None,
             },
             position_embedding: Embedding { weight: parameter([config.num_patches() + 1, hidden], 0.0, device) },
         }

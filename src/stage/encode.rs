@@ -275,7 +275,10 @@ fn initialise(plan: &Plan, dir: &RunDir, base: &Path) -> Result<()> {
     let device = DeviceSpec::Cpu.open()?;
     let model = (family.init)(preset.name, Some(preset.vocab_size), plan.seed, &device)?;
     model.save(base, &SaveOptions::default())?;
-    crate::run_dir::write_atomic(&base.join(family.tokenizer.file), &tokenizer)
+    for (name, bytes) in &tokenizer {
+        crate::run_dir::write_atomic(&base.join(name), bytes)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use prost::Message as _;
 use serde_json::{Value, json};
 
-use super::sentencepiece::SPACE;
+use super::sentencepiece::{SPACE, kind, proto};
 use crate::error::{Error, Kind, Result};
 
 /// The `tokenizer_config.json` that belongs beside a trained `tokenizer.json`.
@@ -33,6 +34,52 @@ const SPECIALS: [&str; 3] = ["<unk>", "<s>", "</s>"];
 /// # Errors
 /// A `vocab_size` with no room for bytes and printable ASCII.
 pub fn train_bpe<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, vocab_size: usize) -> Result<Vec<u8>> {
+    let (vocab, merges) = train(texts, vocab_size)?;
+    Ok(serde_json::to_vec(&document(&vocab, &merges)).expect("a JSON value of strings and numbers"))
+}
+
+/// As [`train_bpe`], but returns the bytes of a sentencepiece `tokenizer.model`.
+///
+/// # Errors
+/// As [`train_bpe`].
+pub fn train_sentencepiece<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, vocab_size: usize) -> Result<Vec<u8>> {
+    let (vocab, _) = train(texts, vocab_size)?;
+    let kind = |text: &str| match text {
+        "<unk>" => kind::UNKNOWN,
+        "<s>" | "</s>" => kind::CONTROL,
+        _ if text.len() == 6 && text.starts_with("<0x") => kind::BYTE,
+        _ => kind::NORMAL,
+    };
+    // Merges come in the order of the vocabulary, so an earlier piece has the larger score.
+    let pieces = vocab.iter().zip(0i32..).map(|(text, i)| proto::Piece {
+        piece: Some(text.clone()),
+        score: Some(-i as f32),
+        r#type: Some(kind(text)),
+    });
+    let model = proto::ModelProto {
+        pieces: pieces.collect(),
+        trainer_spec: Some(proto::TrainerSpec {
+            model_type: Some(2),
+            vocab_size: Some(vocab.len() as i32),
+            byte_fallback: Some(true),
+            ..Default::default()
+        }),
+        normalizer_spec: Some(proto::NormalizerSpec {
+            name: Some("identity".into()),
+            add_dummy_prefix: Some(true),
+            remove_extra_whitespaces: Some(false),
+            ..Default::default()
+        }),
+    };
+    Ok(model.encode_to_vec())
+}
+
+/// Vocabulary in id order, and the merges that are in it.
+#[expect(clippy::type_complexity, reason = "two lists that belong together once")]
+fn train<S: AsRef<str>>(
+    texts: impl IntoIterator<Item = S>,
+    vocab_size: usize,
+) -> Result<(Vec<String>, Vec<(String, String)>)> {
     let mut words = BTreeMap::<String, u64>::new();
     for text in texts {
         for word in split(text.as_ref()) {
@@ -44,7 +91,7 @@ pub fn train_bpe<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, vocab_size: 
     vocab.extend((0..256).map(|b| format!("<0x{b:02X}>")));
     vocab.extend(alphabet.iter().map(char::to_string));
     let merges = merge_pairs(&words, &alphabet, &mut vocab, vocab_size);
-    Ok(serde_json::to_vec(&document(&vocab, &merges)).expect("a JSON value of strings and numbers"))
+    Ok((vocab, merges))
 }
 
 /// Words with the space in front of them: runs of letters, single other characters.
@@ -215,7 +262,7 @@ fn document(vocab: &[String], merges: &[(String, String)]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::tokenizer::Tokenizer;
+    use crate::text::{sentencepiece::SentencePiece, tokenizer::Tokenizer};
 
     const TEXTS: [&str; 4] = [
         "[INST] <image>\nIs there a nodule in the left lung? [/INST] There is no nodule in the left lung.",
@@ -238,6 +285,15 @@ mod tests {
         }
         let digits = tokenizer.encode("12 345").unwrap();
         assert_eq!(digits.len(), 1 + 1 + 2 + 1 + 3, "a space mark and single digits");
+    }
+
+    #[test]
+    fn both_forms_of_a_vocabulary_split_alike() {
+        let json = Tokenizer::from_json_bytes(&train_bpe(TEXTS, 480).unwrap()).unwrap();
+        let model = SentencePiece::from_bytes(&train_sentencepiece(TEXTS, 480).unwrap()).unwrap();
+        for text in TEXTS.iter().copied().chain(["12 cysts, 3.5 mm; naïve", "liver?liver"]) {
+            assert_eq!(model.encode(text), json.encode(text).unwrap()[1..], "{text}");
+        }
     }
 
     #[test]

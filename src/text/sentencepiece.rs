@@ -112,6 +112,7 @@ pub mod kind {
     pub const BYTE: i32 = 6;
 }
 
+#[derive(Clone)]
 struct Piece {
     text: String,
     score: f32,
@@ -119,6 +120,7 @@ struct Piece {
 }
 
 /// A sentencepiece BPE model in memory.
+#[derive(Clone)]
 pub struct SentencePiece {
     pieces: Vec<Piece>,
     /// Pieces that text can turn into.

@@ -11,6 +11,7 @@ use std::{
 
 use serde::Deserialize;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -56,7 +57,7 @@ struct TokenizerConfig {
 }
 
 /// A slow tokenizer read from a checkpoint directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SlowTokenizer {
     model: SentencePiece,
     flavor: Flavor,
@@ -77,6 +78,7 @@ pub struct SlowTokenizer {
     unk_token: String,
     unk_token_length: usize,
     clean_up: bool,
+    sha256: String,
 }
 
 /// A run of text or an added token.
@@ -99,7 +101,9 @@ impl SlowTokenizer {
         if config.added_tokens_decoder.is_empty() {
             add_from_older_files(dir, &mut config)?;
         }
-        Self::new(model, flavor, config).map_err(|e| e.at(config_path.display()))
+        let mut tokenizer = Self::new(model, flavor, config).map_err(|e| e.at(config_path.display()))?;
+        tokenizer.sha256 = hash(dir)?;
+        Ok(tokenizer)
     }
 
     fn new(model: SentencePiece, flavor: Flavor, config: TokenizerConfig) -> Result<Self> {
@@ -144,6 +148,7 @@ impl SlowTokenizer {
             add_eos: config.add_eos_token.unwrap_or(false),
             unk_token: unk,
             clean_up: config.clean_up_tokenization_spaces,
+            sha256: String::new(),
             special,
             added,
             model,
@@ -189,6 +194,20 @@ impl SlowTokenizer {
     #[must_use]
     pub fn id_to_token(&self, id: i32) -> Option<&str> {
         self.added_by_id.get(&id).map(String::as_str).or_else(|| self.model.piece(id))
+    }
+
+    /// Hash of the files that the tokenizer was read from.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Added tokens that stand in a text.
+    pub fn added_in<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        self.split(text).into_iter().filter_map(|part| match part {
+            Part::Added(token) => Some(token),
+            Part::Text(_) => None,
+        })
     }
 
     /// Ids of a text; with `special`, the beginning (and end) mark that the config asks for is added.
@@ -317,6 +336,21 @@ impl SlowTokenizer {
         out.push_str(&self.model.decode_pieces(&current));
         if self.flavor == Flavor::InternLm2 { clean_up(&out) } else { out }
     }
+}
+
+/// Of the files that decide ids, as far as they are there.
+fn hash(dir: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    for name in ["tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"] {
+        let path = dir.join(name);
+        if path.is_file() {
+            let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            hash.update(name);
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(&bytes);
+        }
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 fn flavor(config: &TokenizerConfig) -> Result<Flavor> {
