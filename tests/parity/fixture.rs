@@ -95,11 +95,18 @@ impl Tensors {
         view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     }
 
+    /// Integers of any width.
     pub(crate) fn ints(&self, name: &str) -> Vec<i32> {
+        use safetensors::Dtype;
         let parsed = self.parsed();
         let view = parsed.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert_eq!(view.dtype(), safetensors::Dtype::I64, "{name}");
-        view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as i32).collect()
+        match view.dtype() {
+            Dtype::I64 => view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as i32).collect(),
+            Dtype::I32 => view.data().as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect(),
+            Dtype::I8 => view.data().iter().map(|b| i32::from(b.cast_signed())).collect(),
+            Dtype::U8 | Dtype::BOOL => view.data().iter().map(|b| i32::from(*b)).collect(),
+            other => panic!("{name} is {other:?}"),
+        }
     }
 
     pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {

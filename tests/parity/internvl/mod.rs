@@ -3,7 +3,9 @@
 use super::fixture::Checks;
 
 mod files;
+mod forward;
 mod preprocess;
+mod text;
 mod tokenizer;
 
 #[test]
@@ -11,5 +13,7 @@ fn internvl() {
     let mut checks = Checks::new("internvl");
     preprocess::check(&mut checks);
     tokenizer::check(&mut checks);
+    text::check(&mut checks);
+    forward::check(&mut checks);
     checks.finish();
 }

@@ -123,7 +123,7 @@ fn check_image(
     checks.equal(&format!("tiles of {name}"), sha256(&tiles), expected.tiles_u8_sha256.clone());
     let key = format!("{name}.tiles_u8");
     if stored.has(&key) {
-        checks.equal(&key, bytes(&tiles), stored.u8(&key));
+        checks.equal(&key, bytes(&tiles), stored.bytes(&key));
     }
     check_full_size(name, &tiling(448).tiles(&image), expected, stored, checks);
 
@@ -132,7 +132,7 @@ fn check_image(
     checks.equal(&format!("{name} in one tile"), sha256([&single]), expected.single_resize_u8_sha256.clone());
     let key = format!("{name}.single_resize_u8");
     if stored.has(&key) {
-        checks.equal(&key, single.data.clone(), stored.u8(&key));
+        checks.equal(&key, single.data.clone(), stored.bytes(&key));
     }
     let normalized = |image: &Rgb8| normalize(image, 1.0 / 255.0, all.mean, all.std);
     let key = format!("{name}.pixel_values");
@@ -145,7 +145,7 @@ fn check_image(
         let padded = to_square(&image, all.pad2square_fill, false);
         checks.equal(&format!("padded size of {name}"), [padded.width, padded.height], size);
         let padded = resize(&padded, side, side, Filter::Bicubic);
-        checks.equal(&format!("{name} padded"), padded.data.clone(), stored.u8(&format!("{name}.pad2square_u8")));
+        checks.equal(&format!("{name} padded"), padded.data.clone(), stored.bytes(&format!("{name}.pad2square_u8")));
         let key = format!("{name}.pad2square_pixel_values");
         checks.close(&key, &normalized(&padded), &pixels.f32(&key), 1e-6);
     }
@@ -164,7 +164,7 @@ fn check_full_size(name: &str, tiles: &[Rgb8], expected: &TiledImage, stored: &T
             }
         }
     }
-    checks.equal(&key, found, stored.u8(&key));
+    checks.equal(&key, found, stored.bytes(&key));
 }
 
 fn check_decoded(dir: &Path, checks: &mut Checks) {
