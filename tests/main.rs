@@ -1,6 +1,7 @@
 //! Behaviour across modules, in one test binary.
 
 mod cli;
+mod contract;
 mod eval;
 mod parity;
 mod report;

@@ -324,6 +324,15 @@ mod tests {
     }
 
     #[test]
+    fn a_written_config_is_read_back() {
+        for config in [QwenVlConfig::tiny(), QwenVlConfig::chat_9_6b()] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("config.json"), serde_json::to_string(&config).unwrap()).unwrap();
+            assert_eq!(QwenVlConfig::open(dir.path()).unwrap(), config);
+        }
+    }
+
+    #[test]
     fn presets_are_consistent_and_odd_configs_are_refused() {
         for name in ["chat-9.6b", "tiny"] {
             QwenVlConfig::preset(name).unwrap().check().unwrap();

@@ -43,6 +43,8 @@ pub fn init(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device)
     if let Some(vocab_size) = vocab_size {
         config.vocab_size = vocab_size;
     }
+    // A random model gets a new tokenizer, which puts <img> where its own vocabulary ends.
+    config.visual.image_start_id = None;
     let mut model = init_random(QwenVl::new(&config, device)?, seed, config.initializer_range);
     let pool = &mut model.transformer.visual.attn_pool;
     let id = pool.pos_embed.id;

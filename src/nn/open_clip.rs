@@ -47,8 +47,8 @@ pub struct OpenClipConfig {
     pub mlp_ratio: f64,
     /// Width of the features.
     pub output_dim: usize,
-    /// Id of `<img>`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Id of `<img>`; absent where the tokenizer alone decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_start_id: Option<i32>,
     /// Features of one image.
     pub n_queries: usize,

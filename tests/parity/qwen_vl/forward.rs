@@ -34,6 +34,7 @@ pub(super) fn check(checks: &mut Checks) {
             let case = Case::open(&family, description);
             case.compare(checks, &model, &device);
             case.rows_alone(checks, &model, &device);
+            case.without_quirks(checks, &model, &device);
         }
     }
 }
@@ -267,6 +268,34 @@ impl Case {
     fn token_losses(&self, checks: &mut Checks, logits: &[f32]) {
         let found: Vec<f32> = self.losses(logits).iter().map(|l| *l as f32).collect();
         checks.close(&self.name("token_nll"), &found, &self.tensors.f32(&self.name("token_nll")), TOKEN_LOSS);
+    }
+
+    /// Where no quirk acts, the default agrees with the original; where one changes a row's rotary base, it does not.
+    fn without_quirks(&self, checks: &mut Checks, model: &QwenVl, device: &Device) {
+        let (length, config) = (self.batch.length, &self.config);
+        let used = self.compat.training_alpha.unwrap_or_else(|| config.ntk_alpha(length));
+        let own = self.batch.mask.chunks(length).map(|row| row.iter().filter(|m| **m).count());
+        let own: Vec<usize> = own.collect();
+        let other_base = own.iter().any(|n| config.ntk_alpha(*n) != used);
+        let longest = if self.training() { own.iter().copied().max().unwrap_or(0) } else { length };
+        let left = self.batch.mask.chunks(length).any(|row| !row[0]);
+        let sharpened = longest > config.seq_length && (left || self.training());
+        if sharpened && !other_base {
+            return;
+        }
+        let model = model.clone().with_config(config.clone());
+        let found = logits(&model, &self.batch, device);
+        let golden = self.tensors.f32(&self.name("logits"));
+        if !other_base {
+            return self.close(checks, "logits", &found, &golden, config.vocab_size, LOGITS);
+        }
+        let width = config.vocab_size;
+        let cells = self.cells(&self.kept());
+        let off = cells.iter().flat_map(|(kept, cell)| {
+            let pair = found[cell * width..(cell + 1) * width].iter().zip(&golden[kept * width..(kept + 1) * width]);
+            pair.map(|(a, b)| (a - b).abs())
+        });
+        checks.equal(&self.name("the quirk shows"), off.fold(0.0, f32::max) > 10.0 * LOGITS, true);
     }
 
     /// Without the original's quirks, a row of a padded batch gives what it gives alone.
