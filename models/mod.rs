@@ -70,6 +70,7 @@ impl Default for ModelConfig {
 
 /// A model of any family.
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a program holds one or two models, never an array of them")]
 pub enum AnyVlm {
     /// LLaVA-Med v1.5.
     LlavaMed(llava_med::LlavaMed),

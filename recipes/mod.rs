@@ -3,6 +3,7 @@
 use crate::recipe::Recipe;
 
 pub mod phantom;
+pub mod vqa;
 
 /// All recipes.
-pub const RECIPES: &[&dyn Recipe] = &[&phantom::Phantom];
+pub const RECIPES: &[&dyn Recipe] = &[&phantom::Phantom, &vqa::Vqa];

@@ -1,5 +1,7 @@
 //! Behaviour across modules, in one test binary.
 
+#![expect(clippy::print_stdout, reason = "the parity tests say how many checks they made")]
+
 mod cli;
 mod contract;
 mod eval;

@@ -381,7 +381,8 @@ mod tests {
         let (p, dir) = (processor(), tempfile::tempdir().unwrap());
         let tokens = p.config().tokens_per_tile();
         // a square fits one tile; twice as wide takes two and a thumbnail; two images share the largest number of tiles
-        let cases: [(&[(u32, u32)], &[&str], &[usize]); 4] = [
+        type Case<'a> = (&'a [(u32, u32)], &'a [&'a str], &'a [usize]);
+        let cases: [Case; 4] = [
             (&[], &["which organ?", "the liver."], &[]),
             (&[(64, 64)], &["<image>\nwhich organ?", "the liver."], &[1]),
             (&[(128, 64)], &["which <image> organ?", "the liver.", "compare.", "it is."], &[3]),

@@ -145,10 +145,10 @@ impl LlavaMedConfig {
     pub fn tiny() -> Self {
         Self {
             vocab_size: 1536,
-            hidden_size: 192,
-            intermediate_size: 512,
+            hidden_size: 128,
+            intermediate_size: 352,
             num_hidden_layers: 4,
-            num_attention_heads: 6,
+            num_attention_heads: 4,
             num_key_value_heads: Some(2),
             max_position_embeddings: 2048,
             rope_theta: 10000.0,

@@ -26,7 +26,7 @@ use crate::{
 
 /// OpenAI's constants, which `visual.py` spells out.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// Stands for an image in the text of a turn.
 const IMAGE_MARK: &str = "<image>";

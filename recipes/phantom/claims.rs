@@ -17,7 +17,18 @@ pub const TASKS: [&str; 8] =
     ["presence", "attribute", "caption", "absence", "attribute", "knowledge", "modality", "normality"];
 
 /// Tasks of a recipe in which every premise must hold.
-const TRUE_TASKS: [&str; 5] = ["presence", "attribute", "caption", "knowledge", "modality"];
+const TRUE_TASKS: [&str; 10] = [
+    "caption",
+    "attribute",
+    "caption",
+    "presence",
+    "caption",
+    "attribute",
+    "knowledge",
+    "caption",
+    "attribute",
+    "modality",
+];
 
 /// A claim of `category` that is false of `truth`.
 #[must_use]
