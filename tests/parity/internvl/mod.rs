@@ -4,7 +4,10 @@ use super::fixture::Checks;
 
 mod files;
 mod forward;
+mod generation;
+mod lora;
 mod preprocess;
+mod rope;
 mod text;
 mod tokenizer;
 
@@ -15,5 +18,8 @@ fn internvl() {
     tokenizer::check(&mut checks);
     text::check(&mut checks);
     forward::check(&mut checks);
+    rope::check(&mut checks);
+    generation::check(&mut checks);
+    lora::check(&mut checks);
     checks.finish();
 }
