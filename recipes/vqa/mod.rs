@@ -24,16 +24,6 @@ impl Recipe for Vqa {
         include_str!("vqa.toml")
     }
 
-    fn check(&self, plan: &Plan) -> Vec<String> {
-        if plan.data.path.is_some() || plan.data.source == "phantom" {
-            return Vec::new();
-        }
-        vec![format!(
-            "data.path: {} reads files; say where they are, for example --set data.path=DIR",
-            plan.data.source
-        )]
-    }
-
     fn judge(&self, _plan: &Plan) -> Result<Box<dyn Judge>> {
         Ok(Box::new(ReferenceJudge))
     }
