@@ -7,4 +7,6 @@ mod contract;
 mod eval;
 mod parity;
 mod report;
+#[cfg(feature = "slow")]
+mod slow;
 mod training;
