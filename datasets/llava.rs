@@ -34,7 +34,7 @@ impl Source for Llava {
         let file = data_file(config, "train.json")?;
         let images = image_dir(config, &file, "");
         let rows = json_rows(&file)?;
-        Ok(Box::new(rows.into_iter().enumerate().map(move |(i, row)| read(row, i, &file, &images))))
+        Ok(Samples::new(rows.into_iter().enumerate().map(move |(i, row)| read(row, i, &file, &images))))
     }
 }
 
@@ -145,6 +145,7 @@ pub(super) fn finish(
         polarity,
         category,
         answer_type,
+        options: Vec::new(),
         annotation,
         meta: rest,
     };

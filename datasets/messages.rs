@@ -44,7 +44,7 @@ impl Source for Messages {
         if lines.is_empty() {
             return Err(Error::new(Kind::Data, "the data file has no rows").at(file.display()));
         }
-        Ok(Box::new(lines.into_iter().map(move |(i, line)| read(&line, i, &file, &dir))))
+        Ok(Samples::new(lines.into_iter().map(move |(i, line)| read(&line, i, &file, &dir))))
     }
 }
 

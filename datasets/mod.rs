@@ -18,8 +18,7 @@ pub mod messages;
 pub mod phantom;
 pub mod vqa_rad;
 
-/// Key in `meta` of the split that the data set itself marks.
-pub const MARKED_SPLIT: &str = "marked_split";
+pub use crate::sample::meta::MARKED_SPLIT;
 
 /// All readers.
 pub const DATASETS: &[&dyn Source] = &[&phantom::Phantom, &llava::Llava, &messages::Messages, &vqa_rad::VqaRad];

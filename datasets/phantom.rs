@@ -66,7 +66,7 @@ impl Source for Phantom {
         let block = move |start: usize| -> Vec<Result<Sample>> {
             (start..count.min(start + BLOCK)).into_par_iter().map(&draw).collect()
         };
-        Ok(Box::new((0..count).step_by(BLOCK).flat_map(block)))
+        Ok(Samples::new((0..count).step_by(BLOCK).flat_map(block)))
     }
 }
 
@@ -97,6 +97,7 @@ fn sample(row: usize, seed: u64, normal_share: f64, size: u32, dir: &Path) -> Re
         polarity: None,
         category: Some("caption".into()),
         answer_type: None,
+        options: Vec::new(),
         annotation: Some(annotation),
         meta: meta.into_iter().collect(),
         id,

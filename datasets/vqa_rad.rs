@@ -38,7 +38,7 @@ impl Source for VqaRad {
         let file = data_file(config, FILE)?;
         let dir = image_dir(config, &file, "VQA_RAD Image Folder");
         let rows = json_rows(&file)?;
-        Ok(Box::new(rows.into_iter().enumerate().map(move |(i, row)| read(&row, i, &file, &dir))))
+        Ok(Samples::new(rows.into_iter().enumerate().map(move |(i, row)| read(&row, i, &file, &dir))))
     }
 }
 
@@ -72,6 +72,7 @@ fn read(row: &Value, index: usize, file: &Path, dir: &Path) -> Result<Sample> {
         polarity: None,
         category: stated(row, "question_type"),
         answer_type: Some(answer_type(row, &at)?),
+        options: Vec::new(),
         annotation: None,
         meta,
     };

@@ -189,6 +189,7 @@ mod tests {
             polarity: None,
             category: None,
             answer_type: kind,
+            options: Vec::new(),
             annotation: None,
             meta: Default::default(),
         }

@@ -342,6 +342,7 @@ mod tests {
             polarity: None,
             category: None,
             answer_type: None,
+            options: Vec::new(),
             annotation: None,
             meta: Default::default(),
         }

@@ -1,11 +1,18 @@
 //! Where samples come from: the trait of every data set reader, and the part of a recipe that selects one.
 
-use std::path::PathBuf;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Result, sample::Sample};
+use crate::{
+    error::Result,
+    sample::{Sample, Split},
+};
 
 /// `[data]` of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -25,8 +32,53 @@ pub struct DataConfig {
     pub validation_fraction: f64,
     /// Who says which split a row belongs to.
     pub split: SplitPolicy,
+    /// Marked splits that are read, for example ["test"]; empty reads all.
+    pub splits: Vec<Split>,
+    /// Language that is read, for example "en", where a data set has several; all when absent.
+    pub language: Option<String>,
+    /// Whether the options of a multiple-choice question are listed below it in the user's turn.
+    pub show_options: bool,
+    /// One row an image, annotated with every question and answer about it: what captions are made from where a data
+    /// set has none.
+    pub by_image: bool,
+    /// Column names of the source `table`.
+    pub columns: ColumnConfig,
     /// Settings of the source `phantom`.
     pub phantom: PhantomConfig,
+}
+
+/// `[data.columns]` of a recipe: which columns (or JSON keys) of a table are read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ColumnConfig {
+    /// Path of the image, its bytes (parquet), or a list of either.
+    pub image: String,
+    /// Text about the image.
+    pub caption: String,
+    /// Name of the row; its number when the column is absent.
+    pub id: String,
+    /// Article the image comes from; rows of one article stay in one split.
+    pub article: String,
+    /// Question, where rows are questions and not captions.
+    pub question: String,
+    /// Answer to the question.
+    pub answer: String,
+    /// Split the row is marked with.
+    pub split: String,
+}
+
+impl Default for ColumnConfig {
+    fn default() -> Self {
+        Self {
+            image: "image".into(),
+            caption: "caption".into(),
+            id: "id".into(),
+            article: "article".into(),
+            question: "question".into(),
+            answer: "answer".into(),
+            split: "split".into(),
+        }
+    }
 }
 
 /// Who says which split a row belongs to.
@@ -66,13 +118,122 @@ impl Default for DataConfig {
             test_fraction: 0.2,
             validation_fraction: 0.05,
             split: SplitPolicy::ByImage,
+            splits: Vec::new(),
+            language: None,
+            show_options: true,
+            by_image: false,
+            columns: ColumnConfig::default(),
             phantom: PhantomConfig::default(),
         }
     }
 }
 
-/// Samples, one by one, in a fixed order.
-pub type Samples = Box<dyn Iterator<Item = Result<Sample>> + Send>;
+/// Samples, one by one, in a fixed order, and what the reader has to say about them.
+pub struct Samples {
+    rows: Box<dyn Iterator<Item = Result<Sample>> + Send>,
+    notes: Notes,
+}
+
+impl Samples {
+    /// Samples of a source without anything to say.
+    pub fn new(rows: impl Iterator<Item = Result<Sample>> + Send + 'static) -> Self {
+        Self::with_notes(rows, Notes::default())
+    }
+
+    /// Samples of a source that adds to `notes`, also while it is read.
+    pub fn with_notes(rows: impl Iterator<Item = Result<Sample>> + Send + 'static, notes: Notes) -> Self {
+        Self { rows: Box::new(rows), notes }
+    }
+
+    /// The reader's notes. They are complete once all samples have been taken.
+    #[must_use]
+    pub fn notes(&self) -> Notes {
+        self.notes.clone()
+    }
+}
+
+impl Iterator for Samples {
+    type Item = Result<Sample>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.rows.next()
+    }
+}
+
+impl fmt::Debug for Samples {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Samples").field("notes", &self.notes).finish_non_exhaustive()
+    }
+}
+
+/// A remark about a data set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Note {
+    /// Whether the user should look into it.
+    pub warning: bool,
+    /// The remark, one line.
+    pub text: String,
+}
+
+/// Remarks of a reader; a shared list.
+#[derive(Debug, Clone, Default)]
+pub struct Notes(Arc<Mutex<Vec<Note>>>);
+
+impl Notes {
+    /// Adds a remark.
+    pub fn info(&self, text: impl Into<String>) {
+        self.push(Note { warning: false, text: text.into() });
+    }
+
+    /// Adds a remark that the user should look into.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.push(Note { warning: true, text: text.into() });
+    }
+
+    /// All remarks so far.
+    #[must_use]
+    pub fn all(&self) -> Vec<Note> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn push(&self, note: Note) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+    }
+}
+
+/// A published version of a data set with its rows per split.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Release {
+    /// Which one, for example `flaviagiammarino/vqa-rad`.
+    pub name: &'static str,
+    /// Rows of each split.
+    pub rows: &'static [(Split, usize)],
+}
+
+/// Where the files of a data set can be had on the Hugging Face hub.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Download {
+    /// Repository, `owner/name`.
+    pub repo: &'static str,
+    /// Patterns of the files that are needed; empty means all.
+    pub files: &'static [&'static str],
+}
+
+/// What is known about a public data set.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Facts {
+    /// Terms of use as its publisher states them.
+    pub licence: &'static str,
+    /// Where it is published.
+    pub home: &'static str,
+    /// Published sizes.
+    pub releases: &'static [Release],
+    /// Where `medtune data get` fetches it from.
+    pub download: Option<Download>,
+}
+
+/// Of a format that no single data set owns.
+pub const NO_FACTS: Facts = Facts { licence: "", home: "", releases: &[], download: None };
 
 /// A data set reader. Unit struct in [`crate::datasets::DATASETS`].
 pub trait Source: Sync {
@@ -82,9 +243,14 @@ pub trait Source: Sync {
     /// What it reads: one line, then format and quirks.
     fn doc(&self) -> &'static str;
 
+    /// Licence, home and published sizes, of a public data set.
+    fn facts(&self) -> &'static Facts {
+        &NO_FACTS
+    }
+
     /// Opens the data. Rows that cannot be read are `Err` items that name file and row; they do not end the iterator.
     ///
     /// # Errors
     /// The data as a whole is unreadable: missing, not the right format.
-    fn open(&self, config: &DataConfig, seed: u64, work_dir: &std::path::Path) -> Result<Samples>;
+    fn open(&self, config: &DataConfig, seed: u64, work_dir: &Path) -> Result<Samples>;
 }

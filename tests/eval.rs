@@ -35,6 +35,7 @@ fn rows(dir: &Path) -> Vec<Sample> {
                 polarity: None,
                 category: None,
                 answer_type: None,
+                options: Vec::new(),
                 annotation: None,
                 meta: Default::default(),
             });

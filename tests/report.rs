@@ -36,6 +36,7 @@ fn sample(id: &str, group: &str, question: &str, answer: &str) -> Sample {
         polarity: None,
         category: None,
         answer_type: None,
+        options: Vec::new(),
         annotation: None,
         meta: Default::default(),
     }

@@ -195,6 +195,7 @@ mod tests {
             polarity: None,
             category: None,
             answer_type: None,
+            options: Vec::new(),
             annotation: Some(annotation(truth, &mut stream(5, "test/annotation", row))),
             meta,
         }

@@ -14,6 +14,7 @@ use crate::{
     plan::Resolved,
     run_dir::RunDir,
     sample::{Sample, Split},
+    source::Note,
     stage::{build::build, encode::base_dir},
     vlm::{Encoded, IGNORE, Processor},
 };
@@ -32,6 +33,7 @@ pub(super) fn check(global: &Global, args: &RecipeArgs) -> Result<()> {
     let source = datasets::find(&plan.data.source)?;
     let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let mut samples = source.open(&plan.data, plan.seed, scratch.path())?;
+    let notes = samples.notes();
     let mut tally = Tally::default();
     let task = &mut ctx.progress.start("check rows", 0);
     loop {
@@ -43,6 +45,7 @@ pub(super) fn check(global: &Global, args: &RecipeArgs) -> Result<()> {
         tally.add(&rows);
         task.advance(rows.len() as u64);
     }
+    tally.notes = notes.all();
     emit(global, tally.json(), || tally.text())?;
     match tally.bad_rows + tally.bad_images {
         0 => Ok(()),
@@ -58,6 +61,7 @@ struct Tally {
     images: usize,
     bad_images: usize,
     problems: Vec<String>,
+    notes: Vec<Note>,
 }
 
 impl Tally {
@@ -79,7 +83,7 @@ impl Tally {
     fn json(&self) -> serde_json::Value {
         json!({
             "rows": self.rows, "bad_rows": self.bad_rows, "images": self.images, "bad_images": self.bad_images,
-            "problems": self.problems,
+            "problems": self.problems, "notes": self.notes,
         })
     }
 
@@ -89,6 +93,9 @@ impl Tally {
             vec!["images".into(), self.images.to_string(), format!("{} unreadable", self.bad_images)],
         ];
         let mut text = columns(&rows);
+        for note in &self.notes {
+            text.push_str(&format!("{}{}\n", if note.warning { "warning: " } else { "" }, note.text));
+        }
         for problem in self.problems.iter().take(SHOWN) {
             text.push_str(&format!("{problem}\n"));
         }

@@ -44,6 +44,7 @@ fn question(images: &[impl AsRef<Path>], text: &str) -> Sample {
         polarity: None,
         category: None,
         answer_type: None,
+        options: Vec::new(),
         annotation: None,
         meta: Map::new(),
     }

@@ -75,6 +75,7 @@ pub(crate) mod tests {
             polarity,
             category: None,
             answer_type: None,
+            options: Vec::new(),
             annotation: None,
             meta: Default::default(),
         }

@@ -202,6 +202,7 @@ pub(crate) mod tests {
             polarity: None,
             category: None,
             answer_type: None,
+            options: Vec::new(),
             annotation: None,
             meta: Default::default(),
         }

@@ -17,7 +17,7 @@ use crate::{
     random::stream,
     run_dir::RunDir,
     sample::{Origin, Sample, Split},
-    source::SplitPolicy,
+    source::{Note, SplitPolicy},
 };
 
 /// Makes `samples.jsonl`.
@@ -45,6 +45,8 @@ pub struct Built {
     pub samples: Vec<Sample>,
     /// Rows that cannot be used.
     pub unread: Vec<RejectedRow>,
+    /// What the reader says about the data set.
+    pub notes: Vec<Note>,
 }
 
 /// Reads, constructs and splits, without writing anything but rendered images into `work_dir`.
@@ -58,7 +60,9 @@ pub fn build(plan: &Plan, work_dir: &std::path::Path, ctx: &Ctx) -> Result<Built
     let mut groups = HashSet::new();
     let mut ids = HashSet::new();
     let mut task = ctx.progress.start("read rows", plan.data.images as u64);
-    for (row, item) in source.open(&plan.data, plan.seed, work_dir)?.enumerate() {
+    let rows = source.open(&plan.data, plan.seed, work_dir)?;
+    let notes = rows.notes();
+    for (row, item) in rows.enumerate() {
         ctx.check()?;
         task.advance(1);
         built.rows_in += 1;
@@ -87,6 +91,7 @@ pub fn build(plan: &Plan, work_dir: &std::path::Path, ctx: &Ctx) -> Result<Built
         }
     }
     task.finish();
+    built.notes = notes.all();
     split(plan, &mut built.samples)?;
     Ok(built)
 }
@@ -103,6 +108,7 @@ fn unreadable(source: &str, row: usize, error: &Error) -> RejectedRow {
         polarity: None,
         category: None,
         answer_type: None,
+        options: Vec::new(),
         annotation: None,
         meta: serde_json::Map::new(),
     };
@@ -197,6 +203,9 @@ fn nothing(built: &Built) -> Error {
 
 fn summary(built: &Built) -> Summary {
     let mut summary = Summary::default();
+    for note in &built.notes {
+        summary.line(if note.warning { "warning" } else { "source" }, &note.text);
+    }
     summary.line("source rows", built.rows_in);
     if built.beyond_limit > 0 {
         summary.line("beyond data.images", built.beyond_limit);

@@ -348,6 +348,7 @@ mod tests {
             polarity: None,
             category: None,
             answer_type: None,
+            options: Vec::new(),
             annotation: None,
             meta: serde_json::Map::new(),
         }
