@@ -121,6 +121,14 @@ impl RunDir {
         read_jsonl(&self.path(name))
     }
 
+    /// Starts a JSONL file that takes its place when it is finished.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn replace_jsonl(&self, name: &str) -> Result<JsonlReplacement> {
+        JsonlReplacement::new(self.path(name))
+    }
+
     /// Opens a JSONL file to continue it: returns the complete rows already there and a writer that adds more. A last
     /// line that a crash left half-written is cut off first.
     ///
@@ -184,6 +192,126 @@ impl JsonlWriter {
     }
 }
 
+/// A JSONL file that is written row by row and appears as a whole: dropped unfinished, it leaves nothing.
+#[derive(Debug)]
+pub struct JsonlReplacement {
+    path: PathBuf,
+    out: BufWriter<tempfile::NamedTempFile>,
+}
+
+impl JsonlReplacement {
+    /// Starts the file that will be `path`.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn new(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let out = BufWriter::with_capacity(1 << 18, temporary_for(&path)?);
+        Ok(Self { path, out })
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// The disk is full, or the row has no JSON form.
+    pub fn push(&mut self, row: &impl Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.out, row).map_err(|e| write_failed(&self.path, e))?;
+        self.out.write_all(b"\n").map_err(|e| Error::io(&self.path, e))
+    }
+
+    /// Adds a row that is JSON already, without a line feed.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn push_line(&mut self, line: &[u8]) -> Result<()> {
+        self.out.write_all(line).and_then(|()| self.out.write_all(b"\n")).map_err(|e| Error::io(&self.path, e))
+    }
+
+    /// Puts the file in its place, flushed to disk.
+    ///
+    /// # Errors
+    /// The disk is full; an older version stays as it was.
+    pub fn finish(self) -> Result<()> {
+        let temporary = self.out.into_inner().map_err(|e| Error::io(&self.path, e.into_error()))?;
+        finish(temporary, &self.path)
+    }
+}
+
+/// Lines of a JSONL file, read as they are needed; empty lines are skipped.
+#[derive(Debug)]
+pub struct Lines {
+    path: PathBuf,
+    file: BufReader<File>,
+    number: usize,
+}
+
+/// A line of a JSONL file with its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Line number, from 1.
+    pub number: usize,
+    /// Its bytes, without the line feed.
+    pub bytes: Vec<u8>,
+}
+
+impl Lines {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        Ok(Self { path, file: BufReader::with_capacity(1 << 18, file), number: 0 })
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Result<Line>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let mut bytes = Vec::new();
+            match self.file.read_until(b'\n', &mut bytes) {
+                Ok(0) => return None,
+                Err(e) => return Some(Err(Error::io(&self.path, e))),
+                Ok(_) => {}
+            }
+            self.number += 1;
+            if bytes.last() == Some(&b'\n') {
+                bytes.pop();
+            }
+            if !bytes.trim_ascii().is_empty() {
+                return Some(Ok(Line { number: self.number, bytes }));
+            }
+        }
+    }
+}
+
+impl Line {
+    /// The row it holds; `path` is the file it is from.
+    ///
+    /// # Errors
+    /// It is not a value of this type; the error names file and line.
+    pub fn parse<T: DeserializeOwned>(&self, path: &Path) -> Result<T> {
+        serde_json::from_slice(&self.bytes).map_err(|e| {
+            Error::new(Kind::Run, "line is not a valid row")
+                .at(format!("{}:{}", path.display(), self.number))
+                .help("repair or delete the file, then run the same command again")
+                .source(e)
+        })
+    }
+}
+
+/// Rows of a JSONL file, read as they are needed, so that memory does not grow with the file.
+///
+/// # Errors
+/// It is absent; items are errors where a line is not a value of this type.
+pub fn stream_jsonl<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Result<T>> + use<T>> {
+    let owned = path.to_path_buf();
+    Ok(Lines::open(path)?.map(move |line| line?.parse(&owned)))
+}
+
 /// Reads a JSON file.
 ///
 /// # Errors
@@ -203,21 +331,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// It is absent, or a line is not a value of this type; the error names file and line.
 pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut rows = Vec::new();
-    for (number, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.map_err(|e| Error::io(path, e))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        rows.push(serde_json::from_str(&line).map_err(|e| {
-            Error::new(Kind::Run, "line is not a valid row")
-                .at(format!("{}:{}", path.display(), number + 1))
-                .help("repair or delete the file, then run the same command again")
-                .source(e)
-        })?);
-    }
-    Ok(rows)
+    stream_jsonl(path)?.collect()
 }
 
 /// Writes a whole file next to its place and renames it there, so that a reader sees the old or the new content.

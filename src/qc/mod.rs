@@ -21,6 +21,7 @@ pub mod category_mix;
 pub mod claim;
 pub mod duplicate;
 pub mod empty;
+pub mod hash;
 pub mod image_count;
 pub mod image_missing;
 pub mod image_tiny;
@@ -223,7 +224,7 @@ pub(crate) mod tests {
     #[test]
     fn registry_and_folder_agree() {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/qc");
-        let shared = ["mod", "words", "claim", "bias"];
+        let shared = ["mod", "words", "claim", "bias", "hash"];
         let mut files: Vec<String> = std::fs::read_dir(dir)
             .unwrap()
             .map(|e| e.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())

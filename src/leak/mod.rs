@@ -17,6 +17,8 @@ use crate::{
     sample::{Sample, Split},
 };
 
+pub mod picture;
+
 /// Words of an n-gram that must not occur on both sides.
 const NGRAM: usize = 8;
 
