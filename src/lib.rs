@@ -16,6 +16,7 @@ pub mod image;
 pub mod judge;
 pub mod kernel;
 pub mod leak;
+pub mod llm;
 pub mod loader;
 pub mod manifest;
 pub mod metric;

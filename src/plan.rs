@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Kind, Result},
     generate::GenerateConfig,
     judge::JudgeConfig,
+    llm::LlmConfig,
     models::{self, MODELS, ModelConfig, embedded},
     qc::QcConfig,
     recipe::ConstructConfig,
@@ -48,6 +49,8 @@ pub struct Plan {
     pub eval: EvalConfig,
     /// Who judges.
     pub judge: JudgeConfig,
+    /// Language-model servers, limits and prices.
+    pub llm: LlmConfig,
 }
 
 impl Default for Plan {
@@ -64,6 +67,7 @@ impl Default for Plan {
             generate: GenerateConfig::default(),
             eval: EvalConfig::default(),
             judge: JudgeConfig::default(),
+            llm: LlmConfig::default(),
         }
     }
 }
@@ -160,7 +164,7 @@ impl Plan {
             Ok(_) => {}
         }
         // Sentences that begin with the key they are about.
-        for sentence in self.adapter.problems().into_iter().chain(self.train.problems()) {
+        for sentence in self.adapter.problems().into_iter().chain(self.train.problems()).chain(self.llm.problems()) {
             let (key, problem) = sentence.split_once(' ').unwrap_or(("recipe", &sentence));
             add(key, problem.to_string());
         }
