@@ -24,6 +24,11 @@ pub mod embedded;
 pub mod internvl;
 pub mod llava_med;
 pub mod qwen_vl;
+#[cfg(test)]
+pub mod siglip_qwen2;
+
+#[cfg(test)]
+mod contract;
 
 /// `[model]` of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -78,6 +83,9 @@ pub enum AnyVlm {
     QwenVl(qwen_vl::QwenVl),
     /// InternVL-Chat-V1.5.
     InternVl(internvl::InternVl),
+    /// The example of the guide.
+    #[cfg(test)]
+    SiglipQwen2(siglip_qwen2::SiglipQwen2),
 }
 
 /// Calls a method on whichever family is there.
@@ -87,6 +95,8 @@ macro_rules! dispatch {
             AnyVlm::LlavaMed($model) => $call,
             AnyVlm::QwenVl($model) => $call,
             AnyVlm::InternVl($model) => $call,
+            #[cfg(test)]
+            AnyVlm::SiglipQwen2($model) => $call,
         }
     };
 }
@@ -151,7 +161,13 @@ pub struct TokenizerDef {
 pub type TokenizerFiles = Vec<(&'static str, Vec<u8>)>;
 
 /// All families.
-pub const MODELS: &[&ModelDef] = &[&llava_med::DEF, &qwen_vl::DEF, &internvl::DEF];
+pub const MODELS: &[&ModelDef] = &[
+    &llava_med::DEF,
+    &qwen_vl::DEF,
+    &internvl::DEF,
+    #[cfg(test)]
+    &siglip_qwen2::DEF,
+];
 
 /// The family called `name`.
 ///

@@ -3,7 +3,6 @@
 #![expect(clippy::print_stdout, reason = "the parity tests say how many checks they made")]
 
 mod cli;
-mod contract;
 mod eval;
 mod parity;
 mod report;

@@ -462,6 +462,7 @@ impl LlmConfig {
             num_key_value_heads: self.num_key_value_heads(),
             head_dim: self.head_dim(),
             rms_norm_eps: self.rms_norm_eps,
+            attention_bias: false,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Decoder blocks of the Mistral and Llama shape: context of a batch, key-value cache, layer.
+//! Decoder blocks of the Llama, Mistral and Qwen2 shape: context of a batch, key-value cache, layer.
 
 use burn::{
     module::Module,
@@ -137,6 +137,8 @@ pub struct DecoderShape {
     pub head_dim: usize,
     /// Added to the mean square in norms.
     pub rms_norm_eps: f64,
+    /// Whether query, key and value projections have a bias.
+    pub attention_bias: bool,
 }
 
 /// Self-attention with grouped key-value heads and rotary positions.
@@ -158,9 +160,9 @@ impl SelfAttention {
     fn new(shape: &DecoderShape, device: &Device) -> Self {
         let (q, kv) = (shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim);
         Self {
-            q_proj: linear_module(shape.hidden_size, q, false, device),
-            k_proj: linear_module(shape.hidden_size, kv, false, device),
-            v_proj: linear_module(shape.hidden_size, kv, false, device),
+            q_proj: linear_module(shape.hidden_size, q, shape.attention_bias, device),
+            k_proj: linear_module(shape.hidden_size, kv, shape.attention_bias, device),
+            v_proj: linear_module(shape.hidden_size, kv, shape.attention_bias, device),
             o_proj: linear_module(q, shape.hidden_size, false, device),
             head_dim: shape.head_dim,
         }

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
-use medtune::{
+use crate::{
     adapter::{
         AdapterConfig,
         target::{linears, select},
@@ -25,6 +24,7 @@ use medtune::{
     vlm::{Batch, Encoded, PaddingSide, Processor, Vlm},
     weights::{Checkpoint, SaveOptions},
 };
+use burn::tensor::{Device, Tensor};
 use serde_json::json;
 
 /// A tiny random model of a family in a directory, loaded from there.
@@ -124,7 +124,6 @@ fn worst(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 fn each(test: impl Fn(&ModelDef, &Family)) {
     assert!(MODELS.len() > 1);
     for def in MODELS {
-        println!("family {}", def.name);
         test(def, &Family::open(def));
     }
 }
@@ -185,7 +184,7 @@ fn cached_generation_is_recomputation() {
                     row.labels.len()
                 );
                 row.input_ids.push(token);
-                row.labels.push(medtune::vlm::IGNORE);
+                row.labels.push(crate::vlm::IGNORE);
             }
         }
     });
