@@ -4,10 +4,7 @@
 //! holds the reference anywhere. So `normal`, `nodule`, `adenocarcinoma` and `unknown` all count as "no". The strict
 //! rule compares whole words. Both are reported: the first to compare with published numbers, the second to believe.
 
-use super::{
-    Better, Measure, Metric, Unit,
-    vqa_text::{normalise, words},
-};
+use super::{Better, Measure, Metric, Unit, text::words, vqa_text::normalise};
 use crate::{
     judge::{Agreement, Outcome, Stance},
     sample::{AnswerType, Sample},

@@ -5,10 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Better, Measure, Metric, Unit,
-    vqa_text::{normalise, words},
-};
+use super::{Better, Measure, Metric, Unit, text::words, vqa_text::normalise};
 use crate::{
     judge::{Agreement, Outcome},
     sample::{AnswerType, Sample},

@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::text::words;
+
 /// Marks that become a blank, or vanish when the text sets one beside a blank.
 const MARKS: [char; 21] =
     [';', '/', '[', ']', '"', '{', '}', '(', ')', '=', '+', '\\', '_', '-', '>', '<', '@', '`', ',', '?', '!'];
@@ -43,11 +45,6 @@ pub fn normalise(text: &str) -> String {
         .map(with_apostrophe)
         .collect();
     words.join(" ").replace(',', "")
-}
-
-/// Words of a normalised text, split as Python's `str.split` does.
-pub fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)).filter(|w| !w.is_empty())
 }
 
 fn without_marks(text: &str) -> String {

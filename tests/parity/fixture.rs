@@ -13,19 +13,32 @@ pub(crate) fn root(family: &str) -> PathBuf {
 
 /// Checks of one subject; dropping it without any check is a failure.
 pub(crate) struct Checks {
-    name: &'static str,
+    name: String,
     count: usize,
 }
 
 impl Checks {
-    pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, count: 0 }
+    pub(crate) fn new(name: &str) -> Self {
+        Self::of_file("parity", name)
+    }
+
+    /// Checks of one file of `group`.
+    pub(crate) fn of_file(group: &str, file: &str) -> Self {
+        Self { name: format!("{group} {file}"), count: 0 }
     }
 
     /// One exact comparison.
     #[track_caller]
     pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, found: T, expected: T) {
         assert!(found == expected, "{}: {what}: found {found:?}, expected {expected:?}", self.name);
+        self.count += 1;
+    }
+
+    /// Absolute difference at most `tolerance`.
+    #[track_caller]
+    pub(crate) fn near(&mut self, what: &str, found: f64, expected: f64, tolerance: f64) {
+        let near = (found - expected).abs() <= tolerance;
+        assert!(near, "{}: {what}: found {found}, expected {expected}", self.name);
         self.count += 1;
     }
 
@@ -54,7 +67,7 @@ impl Checks {
     /// Prints the count, which must not be zero.
     pub(crate) fn finish(self) -> usize {
         assert!(self.count > 0, "{}: no check ran", self.name);
-        println!("parity {}: {} checks", self.name, self.count);
+        println!("{}: {} checks", self.name, self.count);
         self.count
     }
 }

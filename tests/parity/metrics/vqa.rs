@@ -1,0 +1,48 @@
+//! VQA metrics against LLaVA-Med's own evaluation script.
+
+use medtune::metric::{closed_accuracy, open_recall, vqa_text::normalise};
+
+use super::{each_case, each_file, number, string};
+
+/// Each answer by itself.
+#[test]
+fn cases() {
+    each_case("vqa_llavamed", |checks, case| {
+        let (id, answer, prediction) = (string(case, "id"), string(case, "answer"), string(case, "prediction"));
+        checks.equal(&format!("{id} reference"), normalise(answer).as_str(), string(case, "norm_answer"));
+        checks.equal(&format!("{id} answer"), normalise(prediction).as_str(), string(case, "norm_prediction"));
+        if string(case, "type") == "CLOSED" {
+            let found = closed_accuracy::agreement(prediction, answer);
+            checks.equal(&format!("{id} hit"), found.llava_med, number(case, "hit"));
+            checks.equal(&format!("{id} strict"), found.strict, number(case, "strict_hit"));
+        } else {
+            let found = open_recall::agreement(prediction, answer);
+            checks.near(&format!("{id} recall"), found.llava_med, number(case, "recall"), 1e-9);
+            checks.equal(&format!("{id} strict is at most the original"), found.strict <= found.llava_med, true);
+        }
+    });
+}
+
+/// The table that the original prints for a whole file.
+#[test]
+fn aggregate() {
+    each_file("vqa_llavamed_aggregate", |checks, run| {
+        let (mut open, mut closed) = ((0.0, 0.0), (0.0, 0.0));
+        for (item, prediction) in run["items"].as_array().unwrap().iter().zip(run["predictions"].as_array().unwrap()) {
+            assert_eq!(item["id"], prediction["question_id"]);
+            let turns = item.get("conversations").or(item.get("conversatons")).unwrap();
+            let (reference, answer) = (string(&turns[1], "value"), string(prediction, "text"));
+            let (total, value) = match string(item, "answer_type") {
+                "OPEN" => (&mut open, open_recall::agreement(answer, reference)),
+                _ => (&mut closed, closed_accuracy::agreement(answer, reference)),
+            };
+            total.0 += value.llava_med;
+            total.1 += 1.0;
+        }
+        for (name, (sum, n)) in [("recall", open), ("yes/no accuracy", closed)] {
+            let expected = number(&run["expected"], name);
+            // The original prints six significant digits.
+            checks.near(name, 100.0 * sum / n, expected, 5e-5 * expected.max(1.0));
+        }
+    });
+}
