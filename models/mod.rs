@@ -16,8 +16,9 @@ use crate::{
         decoder::{DecoderContext, LayerCache},
         visit::{NamedParam, named_params},
     },
+    progress::Progress,
     vlm::{Processor, Tower, Vlm},
-    weights::SaveOptions,
+    weights::{Dtype, SaveOptions},
 };
 
 pub mod embedded;
@@ -42,13 +43,20 @@ pub struct ModelConfig {
     pub preset: String,
     /// Directory with other weights for the vision tower.
     pub vision_tower: Option<PathBuf>,
+    /// Type in which weights are held and written: `auto` (that of the checkpoint), `float32`, `bfloat16` or
+    /// `float16`. What is trained is always float32 in memory.
+    pub dtype: Dtype,
 }
 
 impl ModelConfig {
     /// How its checkpoint is loaded.
     #[must_use]
     pub fn load_options(&self) -> LoadOptions {
-        LoadOptions { vision_tower: self.vision_tower.clone(), dtype: None }
+        LoadOptions {
+            vision_tower: self.vision_tower.clone(),
+            dtype: self.dtype.explicit(),
+            progress: Progress::Silent,
+        }
     }
 
     /// The preset that is initialised when there is no checkpoint.
@@ -69,7 +77,13 @@ impl ModelConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { name: "llava_med".into(), checkpoint: None, preset: "tiny".into(), vision_tower: None }
+        Self {
+            name: "llava_med".into(),
+            checkpoint: None,
+            preset: "tiny".into(),
+            vision_tower: None,
+            dtype: Dtype::Auto,
+        }
     }
 }
 
@@ -108,6 +122,8 @@ pub struct LoadOptions {
     pub vision_tower: Option<PathBuf>,
     /// Type of the weights in memory; by default [`crate::weights::default_dtype`] of the stored type.
     pub dtype: Option<FloatDType>,
+    /// How loading a large checkpoint is shown.
+    pub progress: Progress,
 }
 
 /// A shape of a family.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::device::DeviceSpec;
+use crate::{device::DeviceSpec, weights::Dtype};
 
 /// Builds hallucination-aware instruction data for medical vision-language models, checks it, fine-tunes on it and
 /// judges the result.
@@ -158,6 +158,9 @@ pub struct CheckpointArgs {
     /// Directory with other weights for the vision tower
     #[arg(long, value_name = "DIR")]
     pub vision_tower: Option<PathBuf>,
+    /// Type in which the weights are held; auto is that of the checkpoint
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub dtype: Dtype,
 }
 
 /// What `generate` needs.

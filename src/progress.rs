@@ -9,13 +9,14 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How progress is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Progress {
     /// A bar that redraws itself.
     Bar,
     /// One line every few seconds.
     Lines,
     /// Nothing.
+    #[default]
     Silent,
 }
 

@@ -34,7 +34,7 @@ use crate::{
         decoder::{DecoderContext, LayerCache},
         intern_vit::{InternVit, pixel_shuffle},
         internlm2::InternLm2,
-        linear::{linear_forward, linear_module},
+        linear::{embedding_forward, linear_forward, linear_module},
         norm::LayerNorm,
         phi3::Phi3,
         projector::{ExactGelu, ProjectorLayer, project},
@@ -249,8 +249,8 @@ impl Vlm for InternVl {
 
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         match &self.language_model {
-            LanguageModel::Phi3(m) => m.model.embed_tokens.forward(input_ids),
-            LanguageModel::InternLm2(m) => m.model.tok_embeddings.forward(input_ids),
+            LanguageModel::Phi3(m) => embedding_forward(&m.model.embed_tokens, input_ids),
+            LanguageModel::InternLm2(m) => embedding_forward(&m.model.tok_embeddings, input_ids),
         }
     }
 

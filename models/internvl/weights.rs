@@ -15,7 +15,7 @@ use crate::{
     models::LoadOptions,
     nn::visit::PathStack,
     run_dir::write_atomic,
-    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save},
+    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save, torch_dtype},
 };
 
 /// Loads a checkpoint directory. Adapters that the original's fine-tuning left un-merged in it are merged.
@@ -38,7 +38,7 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<In
     let updates = ranks.map(|(tower, r)| (take_updates(&mut checkpoint, tower, r), r));
     let stored = checkpoint.info("mlp1.1.weight").map(|i| i.dtype);
     let dtype = options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(d, device)));
-    let mut model = load(InternVl::new(&config, device)?, &checkpoint, dtype)?;
+    let mut model = load(InternVl::new(&config, device)?, &checkpoint, dtype, options.progress)?;
     for (files, r) in updates.into_iter().filter(|(_, r)| *r > 0) {
         // The original's scale: alpha is twice the rank.
         model = attach_updates(model, files, r, 2.0 * r as f64)?.materialize();
@@ -108,13 +108,8 @@ impl ModuleMapper for LayerScales {
 /// An unwritable directory, or a model with adapters.
 pub fn save_dir(model: &InternVl, dir: &Path, options: &SaveOptions) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let dtype = match options.dtype {
-        FloatDType::BF16 => "bfloat16",
-        FloatDType::F16 => "float16",
-        _ => "float32",
-    };
-    let mut config = InternVlConfig { torch_dtype: Some(dtype.into()), ..model.config().clone() };
-    config.llm_config.extra.insert("torch_dtype".into(), json!(dtype));
+    let mut config = InternVlConfig { torch_dtype: Some(torch_dtype(options.dtype).into()), ..model.config().clone() };
+    config.llm_config.extra.insert("torch_dtype".into(), json!(torch_dtype(options.dtype)));
     let generation = json!({ "pad_token_id": config.llm_config.pad_token_id });
     let text = |value: serde_json::Value| format!("{value:#}\n").into_bytes();
     let value =

@@ -15,7 +15,7 @@ use crate::{
     nn::{
         attention::Columns,
         decoder::{DecoderContext, DecoderLayer, LayerCache},
-        linear::{linear_forward, linear_module},
+        linear::{embedding_forward, linear_forward, linear_module},
         norm::RmsNorm,
         parameter,
         projector::{ProjectorLayer, mlp_gelu, project},
@@ -195,7 +195,7 @@ impl Vlm for LlavaMed {
     }
 
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
-        self.model.embed_tokens.forward(input_ids)
+        embedding_forward(&self.model.embed_tokens, input_ids)
     }
 
     fn columns_context(&self, columns: &Columns, device: &Device) -> DecoderContext {

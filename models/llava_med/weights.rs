@@ -14,7 +14,7 @@ use crate::{
     models::LoadOptions,
     nn::vit::ClipVisionConfig,
     run_dir::write_atomic,
-    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save},
+    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save, torch_dtype},
 };
 
 /// Prefix of the vision tower's tensors in a LLaVA-Med checkpoint.
@@ -56,7 +56,7 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Ll
     }
     let stored = checkpoint.info("model.embed_tokens.weight").map(|i| i.dtype);
     let dtype = options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(d, device)));
-    load(LlavaMed::new(&config, device)?, &checkpoint, dtype)
+    load(LlavaMed::new(&config, device)?, &checkpoint, dtype, options.progress)
 }
 
 fn has_weights(dir: &Path) -> bool {
@@ -126,12 +126,7 @@ pub fn init(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device)
 /// An unwritable directory, or a model with adapters.
 pub fn save_dir(model: &LlavaMed, dir: &Path, options: &SaveOptions) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let dtype = match options.dtype {
-        FloatDType::BF16 => "bfloat16",
-        FloatDType::F16 => "float16",
-        _ => "float32",
-    };
-    let config = LlavaMedConfig { torch_dtype: Some(dtype.into()), ..model.config().clone() };
+    let config = LlavaMedConfig { torch_dtype: Some(torch_dtype(options.dtype).into()), ..model.config().clone() };
     let generation = json!({ "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id });
     let text = |value: serde_json::Value| format!("{value:#}\n").into_bytes();
     let value =

@@ -16,7 +16,7 @@ use crate::{
         attention::{AttentionMask, Columns, attend},
         cast,
         decoder::{DecoderContext, LayerCache},
-        linear::{linear_forward, linear_module},
+        linear::{embedding_forward, linear_forward, linear_module},
         norm::RmsNorm,
         open_clip::OpenClipVision,
         parameter,
@@ -300,7 +300,7 @@ impl Vlm for QwenVl {
     }
 
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
-        self.transformer.wte.forward(input_ids)
+        embedding_forward(&self.transformer.wte, input_ids)
     }
 
     fn columns_context(&self, columns: &Columns, device: &Device) -> DecoderContext {

@@ -11,7 +11,7 @@ use crate::{
     models::LoadOptions,
     nn::resampler::sincos_table,
     run_dir::write_atomic,
-    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save},
+    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save, torch_dtype},
 };
 
 /// Loads a checkpoint directory.
@@ -30,7 +30,7 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Qw
     let checkpoint = Checkpoint::open(dir)?;
     let stored = checkpoint.info("transformer.wte.weight").map(|i| i.dtype);
     let dtype = options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(d, device)));
-    load(QwenVl::new(&config, device)?, &checkpoint, dtype)
+    load(QwenVl::new(&config, device)?, &checkpoint, dtype, options.progress)
 }
 
 /// A preset with random weights; `vocab_size` replaces the preset's. The resampler's positions are its sine-cosine
@@ -59,12 +59,7 @@ pub fn init(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device)
 /// An unwritable directory, or a model with adapters.
 pub fn save_dir(model: &QwenVl, dir: &Path, options: &SaveOptions) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let dtype = match options.dtype {
-        FloatDType::BF16 => "bfloat16",
-        FloatDType::F16 => "float16",
-        _ => "float32",
-    };
-    let config = QwenVlConfig { torch_dtype: Some(dtype.into()), ..model.config().clone() };
+    let config = QwenVlConfig { torch_dtype: Some(torch_dtype(options.dtype).into()), ..model.config().clone() };
     let value =
         serde_json::to_value(&config).map_err(|e| Error::new(Kind::Checkpoint, "config has no JSON form").source(e))?;
     let text = |value: serde_json::Value| format!("{value:#}\n").into_bytes();

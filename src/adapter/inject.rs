@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId, Reparameterizer},
-    tensor::Tensor,
+    tensor::{DType, Tensor},
 };
 
 use super::{
@@ -17,6 +17,7 @@ use crate::{
     nn::visit::{NamedParam, PathStack, named_params},
     train::{TowerMode, TrainConfig},
     vlm::{Tower, Vlm},
+    weights::keeps_half,
 };
 
 /// Attaches updates to the modules of `coverage`; all other parameters keep their state. The updates share one clock.
@@ -137,6 +138,10 @@ impl ModuleMapper for OpenTowers<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let tower = tower_of(self.towers, &self.path.name());
-        param.set_require_grad(self.train.mode(tower) == TowerMode::Full)
+        let trained = self.train.mode(tower) == TowerMode::Full;
+        // Steps are smaller than the spacing of a half type.
+        let half = trained && matches!(param.dtype(), DType::BF16 | DType::F16) && keeps_half(&param.lazy_device());
+        let param = if half { param.map(|value| value.cast(DType::F32)) } else { param };
+        param.set_require_grad(trained)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
 use serde_json::{Map, json};
 
 use super::{context, emit};
@@ -13,7 +12,7 @@ use crate::{
     generate::{GenerateConfig, generate},
     models::{self, AnyVlm, LoadOptions},
     sample::{ImageRef, Origin, Role, Sample, Split, Turn},
-    stage::train::copy_processor_files,
+    stage::{Ctx, train::copy_processor_files},
     vlm::{Batch, Encoded, PaddingSide, Processor},
     weights::SaveOptions,
 };
@@ -21,9 +20,10 @@ use crate::{
 /// Mark of an image in a user's words.
 const MARK: &str = "<image>";
 
-fn load(args: &CheckpointArgs, adapter: Option<&Path>, device: &Device) -> Result<(AnyVlm, Box<dyn Processor>)> {
-    let options = LoadOptions { vision_tower: args.vision_tower.clone(), dtype: None };
-    let (model, processor) = models::load(&args.model, &options, device)?;
+fn load(args: &CheckpointArgs, adapter: Option<&Path>, ctx: &Ctx) -> Result<(AnyVlm, Box<dyn Processor>)> {
+    let options =
+        LoadOptions { vision_tower: args.vision_tower.clone(), dtype: args.dtype.explicit(), progress: ctx.progress };
+    let (model, processor) = models::load(&args.model, &options, &ctx.device)?;
     let model = match adapter {
         Some(dir) => peft::load(model, dir, &processor.signature())?,
         None => model,
@@ -60,7 +60,7 @@ pub(super) fn answer(global: &Global, args: &GenerateArgs) -> Result<()> {
     };
     let ctx = context(global)?;
     let sample = question(&args.image, &args.question);
-    let (model, processor) = load(&args.checkpoint, args.adapter.as_deref(), &ctx.device)?;
+    let (model, processor) = load(&args.checkpoint, args.adapter.as_deref(), &ctx)?;
     let prompt = processor.prompt(&sample)?;
     let (pad, stop) = (processor.pad_id(), processor.stop_ids());
     let ids = generate(&model, &[prompt], pad, stop, &config, args.seed, &ctx.device, &mut |_, _| {})?.concat();
@@ -77,7 +77,7 @@ pub(super) fn fold(global: &Global, args: &MergeArgs) -> Result<()> {
             .help("remove it, or choose another directory with `--out DIR`"));
     }
     let ctx = context(global)?;
-    let (model, processor) = load(&args.checkpoint, Some(&args.adapter), &ctx.device)?;
+    let (model, processor) = load(&args.checkpoint, Some(&args.adapter), &ctx)?;
     let merged = merge::merge(model, &[probe(processor.as_ref())?], &ctx.device)?;
     ctx.check()?;
     let tower = args.checkpoint.vision_tower.as_deref();

@@ -36,6 +36,12 @@ impl PathStack {
         self.segments.last().is_some_and(|(name, container)| name == "weight" && &**container == "Struct:Linear")
     }
 
+    /// Whether the current parameter is the table of an `Embedding`.
+    #[must_use]
+    pub fn is_embedding(&self) -> bool {
+        self.segments.last().is_some_and(|(name, container)| name == "weight" && &**container == "Struct:Embedding")
+    }
+
     /// Whether the current parameter belongs to a norm.
     #[must_use]
     pub fn is_norm(&self) -> bool {

@@ -18,7 +18,7 @@ use crate::{
     adapter::{inject, merge, peft},
     error::{Error, Kind, Result},
     loader::{Rejected, Rows},
-    models::{self, AnyVlm},
+    models::{self, AnyVlm, LoadOptions, ModelConfig},
     plan::Plan,
     progress::Progress,
     run_dir::{self, RunDir},
@@ -30,7 +30,7 @@ use crate::{
         trainer::{Finished, Job, train},
     },
     vlm::{Processor, Vlm},
-    weights::SaveOptions,
+    weights::{SaveOptions, written_dtype},
 };
 
 /// `train.json`.
@@ -74,7 +74,7 @@ pub struct TrainReport {
 pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
     let started = Instant::now();
     let base = base_dir(plan, dir)?;
-    let options = plan.model.load_options();
+    let options = LoadOptions { progress: ctx.progress, ..plan.model.load_options() };
     let processor = models::processor(&base, &options)?;
     let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
     let split = |split| samples.iter().filter(|s| s.split == split).cloned().collect::<Vec<_>>();
@@ -173,7 +173,7 @@ fn write(
     finished: &Finished<AnyVlm>,
 ) -> Result<&'static str> {
     if plan.train.language == TowerMode::Full {
-        write_model(dir, ctx, base, plan.model.vision_tower.as_deref(), finished)?;
+        write_model(dir, ctx, base, &plan.model, finished)?;
         return Ok("model");
     }
     let notes = [
@@ -190,21 +190,15 @@ fn write(
 }
 
 /// A whole checkpoint in Hugging Face layout, with the processor's files of the base. It appears whole.
-fn write_model(
-    dir: &RunDir,
-    ctx: &Ctx,
-    base: &Path,
-    vision_tower: Option<&Path>,
-    finished: &Finished<AnyVlm>,
-) -> Result<()> {
+fn write_model(dir: &RunDir, ctx: &Ctx, base: &Path, config: &ModelConfig, finished: &Finished<AnyVlm>) -> Result<()> {
     let mut model = finished.model.valid();
     if finished.trained.iter().any(|t| t.lora) {
         model = merge::merge(model, &[], &ctx.device)?;
     }
     let (place, beside) = (dir.path("model"), dir.path(".tmp-model"));
     dir.remove(".tmp-model")?;
-    model.save(&beside, &SaveOptions::default())?;
-    copy_processor_files(base, vision_tower, &beside)?;
+    model.save(&beside, &SaveOptions { dtype: written_dtype(config.dtype, base)?, ..SaveOptions::default() })?;
+    copy_processor_files(base, config.vision_tower.as_deref(), &beside)?;
     dir.remove("model")?;
     fs::rename(&beside, &place).map_err(|e| Error::io(&place, e))
 }

@@ -4,26 +4,40 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::{
     module::{Module, ModuleMapper, Param},
-    tensor::{Device, FloatDType, Tensor},
+    tensor::{DType, Device, FloatDType, Tensor, TensorData},
 };
 
-use super::read::{Checkpoint, listing};
+use super::{
+    keeps_half,
+    read::{Checkpoint, listing},
+};
 use crate::{
     error::{Error, Kind, Result},
     nn::visit::{PathStack, named_params},
+    progress::{Progress, Task},
 };
 
 /// Buffers that older exports contain and that are computed here.
 const IGNORED: [&str; 2] = ["position_ids", "rotary_emb.inv_freq"];
 
+/// Bytes from which on loading shows its progress.
+const LARGE: u64 = 1 << 28;
+
 /// Fills every parameter of `module` (adapters excepted) from the tensor of its name, as `dtype`.
+///
+/// Where the device [keeps half types](keeps_half), matrices that are stored in `dtype` stay where they are mapped, so
+/// that loading copies nothing, and everything else (norms, biases, tables: less than a hundredth) becomes f32.
 ///
 /// # Errors
 /// One error that lists every missing, unused and wrongly shaped tensor, or an unreadable file.
-pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, dtype: FloatDType) -> Result<M> {
+pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, dtype: FloatDType, progress: Progress) -> Result<M> {
     check(&module, checkpoint)?;
-    let mut loader = Loader { checkpoint, dtype, path: PathStack::default(), failure: None };
+    let total = checkpoint.num_bytes();
+    let progress = if total < LARGE { Progress::Silent } else { progress };
+    let task = progress.start("load weights (MB)", total.div_ceil(1_000_000));
+    let mut loader = Loader { checkpoint, dtype, path: PathStack::default(), failure: None, task, bytes: 0 };
     let module = module.map(&mut loader);
+    loader.task.finish();
     loader.failure.map_or(Ok(module), Err)
 }
 
@@ -85,11 +99,53 @@ pub fn tensor_from<const D: usize>(
     Ok(device.memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype.into()))))
 }
 
+/// A matrix in a half type as the file has it: a `Linear` weight is a transposed view of it.
+fn half_from<const D: usize>(
+    checkpoint: &Checkpoint,
+    name: &str,
+    linear_weight: bool,
+    dtype: FloatDType,
+    device: &Device,
+) -> Result<Tensor<D>> {
+    let Some(info) = checkpoint.info(name).filter(|i| i.shape.len() == D) else {
+        return tensor_from(checkpoint, name, linear_weight, dtype, device);
+    };
+    let data = if info.dtype == DType::from(dtype) {
+        checkpoint.touch(name);
+        TensorData::from_bytes(checkpoint.stored(name)?, info.shape.clone(), info.dtype)
+    } else {
+        checkpoint.values(name)?.cast(dtype).into_data(&info.shape)
+    };
+    let tensor = Tensor::from_data(data, (device, dtype.into()));
+    Ok(if linear_weight { tensor.swap_dims(0, 1) } else { tensor })
+}
+
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     dtype: FloatDType,
     path: PathStack,
     failure: Option<Error>,
+    task: Task,
+    /// Read so far.
+    bytes: u64,
+}
+
+impl Loader<'_> {
+    fn read<const D: usize>(&self, name: &str, device: &Device) -> Result<Tensor<D>> {
+        let linear = self.path.is_linear_weight();
+        let half = matches!(self.dtype, FloatDType::F16 | FloatDType::BF16);
+        match (keeps_half(device) && half, linear || self.path.is_embedding()) {
+            (true, true) => half_from(self.checkpoint, name, linear, self.dtype, device),
+            (true, false) => tensor_from(self.checkpoint, name, linear, FloatDType::F32, device),
+            (false, _) => tensor_from(self.checkpoint, name, linear, self.dtype, device),
+        }
+    }
+
+    fn count(&mut self, name: &str) {
+        let before = self.bytes / 1_000_000;
+        self.bytes += self.checkpoint.info(name).map_or(0, |i| i.num_bytes());
+        self.task.advance(self.bytes / 1_000_000 - before);
+    }
 }
 
 impl ModuleMapper for Loader<'_> {
@@ -106,8 +162,9 @@ impl ModuleMapper for Loader<'_> {
             return param;
         }
         let (name, device) = (self.path.name(), param.lazy_device());
-        match tensor_from(self.checkpoint, &name, self.path.is_linear_weight(), self.dtype, &device) {
+        match self.read(&name, &device) {
             Ok(tensor) => {
+                self.count(&name);
                 let id = param.id;
                 param.transform_for_load(tensor, id)
             }

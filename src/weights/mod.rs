@@ -16,17 +16,80 @@ pub use read::{Checkpoint, TensorInfo};
 pub use save::{SaveOptions, save};
 
 use burn::tensor::{DType, Device, FloatDType};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-/// Type in which weights that are stored as `stored` are held on `device`: f32 on the CPU and where the device does not
-/// compute in the stored type, else the stored type.
+use crate::error::Result;
+
+/// Type of weights, in the words of `torch_dtype`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
+pub enum Dtype {
+    /// That of the checkpoint.
+    #[default]
+    Auto,
+    /// 32 bits.
+    Float32,
+    /// 16 bits with the range of f32.
+    Bfloat16,
+    /// 16 bits of IEEE 754.
+    Float16,
+}
+
+impl Dtype {
+    /// The type, unless it is that of the checkpoint.
+    #[must_use]
+    pub fn explicit(self) -> Option<FloatDType> {
+        match self {
+            Self::Auto => None,
+            Self::Float32 => Some(FloatDType::F32),
+            Self::Bfloat16 => Some(FloatDType::BF16),
+            Self::Float16 => Some(FloatDType::F16),
+        }
+    }
+}
+
+/// Type in which a model made from the checkpoint at `base` is written.
+///
+/// # Errors
+/// `wanted` is [`Dtype::Auto`] and the checkpoint cannot be opened.
+pub fn written_dtype(wanted: Dtype, base: &std::path::Path) -> Result<FloatDType> {
+    if let Some(dtype) = wanted.explicit() {
+        return Ok(dtype);
+    }
+    Ok(match Checkpoint::open(base)?.dtype() {
+        Some(dtype @ (DType::F16 | DType::BF16)) => dtype.into(),
+        _ => FloatDType::F32,
+    })
+}
+
+/// What `torch_dtype` in a config.json calls the type that weights are written in.
+#[must_use]
+pub fn torch_dtype(dtype: FloatDType) -> &'static str {
+    match dtype {
+        FloatDType::BF16 => "bfloat16",
+        FloatDType::F16 => "float16",
+        _ => "float32",
+    }
+}
+
+/// Whether matrices may be kept in a half type on `device` while everything is computed in f32: on the CPU, where
+/// [`crate::kernel::half_linear`] widens a part at a time.
+#[must_use]
+pub fn keeps_half(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    return false;
+}
+
+/// Type in which weights that are stored as `stored` are held on `device`: the stored type, or f32 where the device
+/// neither computes in it nor keeps it.
 #[must_use]
 pub fn default_dtype(stored: DType, device: &Device) -> FloatDType {
-    #[cfg(feature = "flex")]
-    if *device == Device::flex() {
-        return FloatDType::F32;
-    }
     match stored {
-        DType::F16 | DType::BF16 if device.supports_dtype(stored) => FloatDType::from(stored),
+        DType::F16 | DType::BF16 if keeps_half(device) || device.supports_dtype(stored) => FloatDType::from(stored),
         _ => FloatDType::F32,
     }
 }
@@ -44,7 +107,8 @@ mod tests {
             llava_med::{LlavaMed, LlavaMedConfig, weights::load_dir},
         },
         nn::{visit::named_params, vit::ClipVisionConfig},
-        vlm::Vlm,
+        progress::Progress,
+        vlm::{Batch, Encoded, PaddingSide, Vlm},
     };
 
     fn config() -> LlavaMedConfig {
@@ -121,6 +185,60 @@ mod tests {
         }
     }
 
+    /// Logits of a text, and the gradient that reaches its embeddings.
+    fn logits(model: &LlavaMed, device: &Device) -> (Tensor<2>, Tensor<3>) {
+        let row = Encoded {
+            id: "row".into(),
+            input_ids: (1..20).collect(),
+            labels: vec![0; 19],
+            spans: Vec::new(),
+            pixels: Vec::new(),
+        };
+        let batch = Batch::collate(&[row], 0, PaddingSide::Right, 1);
+        let device = device.clone().autodiff();
+        let context = model.context(&batch, &device);
+        let embedded = model.embed_tokens(batch.input_ids(&device)).without_autodiff().autodiff().require_grad();
+        let x = (0..model.num_layers()).fold(embedded.clone(), |x, i| model.layer(i, x, &context, None));
+        let [rows, length, width] = x.dims();
+        let out = model.logits(model.final_norm(x).reshape([rows * length, width]));
+        let mut grads = out.clone().square().sum().backward();
+        (out.without_autodiff(), embedded.grad_remove(&mut grads).expect("tracked"))
+    }
+
+    fn worst<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
+        let scale: f32 = b.clone().abs().max().into_scalar();
+        (a - b).abs().max().into_scalar::<f32>() / scale
+    }
+
+    #[test]
+    fn half_types_are_kept_in_place_and_compute_as_their_f32_values() {
+        let device = Device::flex();
+        for (dtype, max_shard_bytes) in [(FloatDType::BF16, u64::MAX), (FloatDType::F16, 5000)] {
+            let dir = tempfile::tempdir().unwrap();
+            let made = init_random(LlavaMed::new(&config(), &device).unwrap(), 5, 0.3);
+            made.save(dir.path(), &SaveOptions { dtype, max_shard_bytes }).unwrap();
+            let load = |dtype| load_dir(dir.path(), &LoadOptions { dtype, ..LoadOptions::default() }, &device).unwrap();
+            let (kept, wide) = (load(None), load(Some(FloatDType::F32)));
+            for param in named_params(&kept) {
+                let matrix = param.linear_weight || param.name.ends_with("embed_tokens.weight");
+                let table = param.name.ends_with("position_embedding.weight");
+                let expected = if matrix || table { dtype } else { FloatDType::F32 };
+                assert_eq!(param.dtype, Some(expected.into()), "{}", param.name);
+            }
+            let ((a, da), (b, db)) = (logits(&kept, &device), logits(&wide, &device));
+            assert!(worst(a, b) < 1e-5 && worst(da, db) < 1e-5);
+            assert!(states(&kept, &device).iter().zip(states(&wide, &device)).all(|(a, b)| (a - b).abs() < 1e-4));
+            // written again, every byte is the same
+            let again = tempfile::tempdir().unwrap();
+            kept.save(again.path(), &SaveOptions { dtype, max_shard_bytes }).unwrap();
+            for name in names(dir.path()) {
+                assert_eq!(fs::read(dir.path().join(&name)).unwrap(), fs::read(again.path().join(&name)).unwrap());
+            }
+            assert_eq!(written_dtype(Dtype::Auto, dir.path()).unwrap(), dtype);
+            assert_eq!(written_dtype(Dtype::Float32, dir.path()).unwrap(), FloatDType::F32);
+        }
+    }
+
     #[test]
     fn every_missing_unused_and_misshapen_tensor_is_listed() {
         let device = Device::flex();
@@ -130,7 +248,9 @@ mod tests {
         checkpoint.retain(|name| name != "model.norm.weight" && !name.ends_with("layers.1.mlp.fc1.bias"));
         checkpoint.rename(|name| name.replace("lm_head.weight", "head.weight"));
         let other = LlavaMedConfig { intermediate_size: 32, ..config() };
-        let text = load(LlavaMed::new(&other, &device).unwrap(), &checkpoint, FloatDType::F32).unwrap_err().to_string();
+        let text = load(LlavaMed::new(&other, &device).unwrap(), &checkpoint, FloatDType::F32, Progress::Silent)
+            .unwrap_err()
+            .to_string();
         for part in [
             "3 missing",
             "model.norm.weight",
@@ -154,7 +274,7 @@ mod tests {
         extra.rename(|_| "model.layers.0.self_attn.rotary_emb.inv_freq".into());
         let mut checkpoint = Checkpoint::open(dir.path()).unwrap();
         checkpoint.merge(extra);
-        load(LlavaMed::new(&config(), &device).unwrap(), &checkpoint, FloatDType::F32).unwrap();
+        load(LlavaMed::new(&config(), &device).unwrap(), &checkpoint, FloatDType::F32, Progress::Silent).unwrap();
     }
 
     #[test]

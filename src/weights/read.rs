@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use burn::tensor::DType;
+use burn::tensor::{AllocationProperty, Bytes as Shared, DType};
 use memmap2::Mmap;
 use pytorch_reader::{DType as PytorchDType, PickleValue, PytorchReader, Tensor as PytorchTensor};
 use safetensors::{Dtype, SafeTensors};
@@ -28,10 +28,37 @@ pub struct TensorInfo {
     pub file: PathBuf,
 }
 
+impl TensorInfo {
+    /// Number of values.
+    #[must_use]
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes in the file.
+    #[must_use]
+    pub fn num_bytes(&self) -> u64 {
+        (self.num_elements() * self.dtype.size()) as u64
+    }
+}
+
 #[derive(Clone)]
 enum Bytes {
     Mapped { map: Arc<Mmap>, start: usize, end: usize },
     Pickled(Box<PytorchTensor>),
+}
+
+/// A part of a memory map that keeps the map alive.
+struct Part {
+    map: Arc<Mmap>,
+    start: usize,
+    end: usize,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.map[self.start..self.end]
+    }
 }
 
 #[derive(Clone)]
@@ -166,14 +193,18 @@ impl Checkpoint {
         self.entries.extend(other.entries);
     }
 
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| {
+            Error::new(Kind::Checkpoint, "the checkpoint has no such tensor").at(name).found(self.origin.display())
+        })
+    }
+
     /// Values of a tensor as stored.
     ///
     /// # Errors
     /// No such tensor, not a float type, or an unreadable file.
     pub(super) fn values(&self, name: &str) -> Result<Values> {
-        let entry = self.entries.get(name).ok_or_else(|| {
-            Error::new(Kind::Checkpoint, "the checkpoint has no such tensor").at(name).found(self.origin.display())
-        })?;
+        let entry = self.entry(name)?;
         let not_float = || {
             Error::new(Kind::Checkpoint, "a weight is not of a float type")
                 .at(format!("{name} in {}", entry.info.file.display()))
@@ -188,6 +219,55 @@ impl Checkpoint {
                 Values::from_little_endian(&bytes, entry.info.dtype).ok_or_else(not_float)
             }
         }
+    }
+
+    /// Bytes of a tensor as stored, without a copy where its file is mapped and the processor can read them there.
+    ///
+    /// # Errors
+    /// No such tensor, or an unreadable file.
+    pub(super) fn stored(&self, name: &str) -> Result<Shared> {
+        let entry = self.entry(name)?;
+        Ok(match &entry.bytes {
+            Bytes::Mapped { map, start, end } => {
+                let part = Part { map: map.clone(), start: *start, end: *end };
+                let aligned = part.as_ref().as_ptr().align_offset(entry.info.dtype.size()) == 0;
+                if aligned && cfg!(target_endian = "little") {
+                    Shared::from_shared(bytes::Bytes::from_owner(part), AllocationProperty::File)
+                } else {
+                    Shared::from_bytes_vec(part.as_ref().to_vec())
+                }
+            }
+            Bytes::Pickled(tensor) => {
+                Shared::from_bytes_vec(tensor.read().map_err(|e| Error::io(&entry.info.file, e))?)
+            }
+        })
+    }
+
+    /// Reads a mapped tensor into memory, so that its first use does not wait for the disk.
+    pub(super) fn touch(&self, name: &str) {
+        /// No page is smaller.
+        const PAGE: usize = 4096;
+        if let Some(Entry { bytes: Bytes::Mapped { map, start, end }, .. }) = self.entries.get(name) {
+            for at in (*start..*end).step_by(PAGE) {
+                std::hint::black_box(map[at]);
+            }
+        }
+    }
+
+    /// Type that most of the bytes are of; none without tensors.
+    #[must_use]
+    pub fn dtype(&self) -> Option<DType> {
+        let mut bytes = BTreeMap::<&str, (u64, DType)>::new();
+        for info in self.entries.values().map(|e| &e.info) {
+            bytes.entry(info.dtype.name()).or_insert((0, info.dtype)).0 += info.num_bytes();
+        }
+        bytes.into_values().max_by_key(|(n, _)| *n).map(|(_, dtype)| dtype)
+    }
+
+    /// Bytes of all tensors, as stored.
+    #[must_use]
+    pub fn num_bytes(&self) -> u64 {
+        self.entries.values().map(|e| e.info.num_bytes()).sum()
     }
 
     /// Values of a tensor as f32, row-major in its stored shape.

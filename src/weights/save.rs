@@ -9,7 +9,7 @@ use std::{
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::{FloatDType, Tensor},
+    tensor::{DType, FloatDType, Tensor},
 };
 use serde_json::json;
 use tempfile::NamedTempFile;
@@ -140,17 +140,20 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn write<const D: usize>(&mut self, tensor: Tensor<D>) -> Result<()> {
-        let mut shape = tensor.dims().to_vec();
+        // A weight in a half type is a view of what its file holds; turning the view back copies nothing.
+        let turned = self.path.is_linear_weight() && matches!(tensor.dtype(), DType::BF16 | DType::F16);
+        let tensor = if turned { tensor.swap_dims(0, 1) } else { tensor };
+        let shape = tensor.dims();
         let data = tensor.into_data();
         let mut values = Values::from_data(&data).ok_or_else(|| {
             Error::new(Kind::Checkpoint, "a parameter is not of a float type")
                 .at(self.path.name())
                 .found(format!("{:?}", data.dtype()))
         })?;
+        drop(data);
         values = values.cast(self.dtype);
-        if self.path.is_linear_weight() {
+        if self.path.is_linear_weight() && !turned {
             values = values.transpose(shape[0], shape[1]);
-            shape.reverse();
         }
         if self.left == 0 {
             self.open()?;

@@ -96,7 +96,7 @@ pub(super) struct Fixture {
 }
 
 pub(super) fn load(root: &Path, tower: Option<&str>, device: &Device) -> LlavaMed {
-    let options = LoadOptions { vision_tower: tower.map(|t| root.join(t)), dtype: None };
+    let options = LoadOptions { vision_tower: tower.map(|t| root.join(t)), ..LoadOptions::default() };
     load_dir(&root.join("checkpoint"), &options, device).unwrap()
 }
 

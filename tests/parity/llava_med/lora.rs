@@ -103,7 +103,7 @@ impl Fixture {
     }
 
     fn load(&self) -> (AnyVlm, Box<dyn Processor>) {
-        let options = LoadOptions { vision_tower: Some(self.root.join("vision_tower")), dtype: None };
+        let options = LoadOptions { vision_tower: Some(self.root.join("vision_tower")), ..LoadOptions::default() };
         load(&self.root.join("checkpoint"), &options, &self.device).unwrap()
     }
 

@@ -12,6 +12,7 @@ use medtune::{
         linear::linear_forward,
         resampler::{Resampler, sincos_table},
     },
+    progress::Progress,
     vlm::Vlm,
     weights::{Checkpoint, load},
 };
@@ -174,7 +175,7 @@ fn component(checks: &mut Checks, family: &Family, device: &Device) {
     weights.retain(|name| name.starts_with("weight."));
     weights.rename(|name| name.trim_start_matches("weight.").to_string());
     let empty = Resampler::new(size("grid").pow(2), size("embed_dim"), size("kv_dim"), size("heads"), 1e-6, device);
-    let resampler = load(empty, &weights, burn::tensor::FloatDType::F32).unwrap();
+    let resampler = load(empty, &weights, burn::tensor::FloatDType::F32, Progress::Silent).unwrap();
     let tensors = Tensors::open(&path);
     let input = TensorData::new(tensors.f32("input"), tensors.shape("input"));
     let found = floats(resampler.forward(Tensor::from_data(input, device)));
