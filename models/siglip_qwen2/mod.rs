@@ -15,7 +15,7 @@ use crate::{
     nn::{
         attention::{Columns, attend},
         decoder::{DecoderContext, DecoderLayer, LayerCache},
-        linear::{linear_forward, linear_module},
+        linear::{embedding_forward, linear_forward, linear_module},
         norm::{LayerNorm, RmsNorm},
         parameter,
         rope::inverse_frequencies,
@@ -241,7 +241,7 @@ impl Vlm for SiglipQwen2 {
     }
 
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
-        self.language_model.model.embed_tokens.forward(input_ids)
+        embedding_forward(&self.language_model.model.embed_tokens, input_ids)
     }
 
     fn columns_context(&self, columns: &Columns, device: &Device) -> DecoderContext {

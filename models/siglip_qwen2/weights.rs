@@ -22,7 +22,7 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Si
     let checkpoint = Checkpoint::open(dir)?;
     let stored = checkpoint.info("language_model.lm_head.weight").map(|i| i.dtype);
     let dtype = options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(d, device)));
-    load(SiglipQwen2::new(&config, device), &checkpoint, dtype)
+    load(SiglipQwen2::new(&config, device), &checkpoint, dtype, options.progress)
 }
 
 /// A preset with random weights; `vocab_size` replaces the preset's.

@@ -124,8 +124,7 @@ impl ClipEmbeddings {
         let class = self.class_embedding.val();
         let hidden = class.dims()[0];
         let class = class.reshape([1, 1, hidden]).expand([tiles, 1, hidden]);
-        let positions = cast(self.position_embedding.weight.val(), patches.dtype());
-        Tensor::cat(vec![class, patches], 1) + positions.unsqueeze()
+        Tensor::cat(vec![class, patches], 1) + self.position_embedding.weight.val().unsqueeze()
     }
 }
 
