@@ -183,6 +183,7 @@ fn check_row(sample: &Sample, at: &str) -> Result<()> {
     if let Some(missing) = sample.images.iter().find(|i| !i.path.is_file()) {
         return Err(bad("image_missing", "an image file of a row is missing")
             .expected(missing.path.display())
+            .about(&missing.path)
             .found("no such file")
             .help("check data.image_dir"));
     }

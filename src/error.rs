@@ -1,6 +1,10 @@
 //! The one error type: what went wrong, where, what was expected, what was found, and what to do about it.
 
-use std::{error::Error as StdError, fmt, path::Path};
+use std::{
+    error::Error as StdError,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 /// Result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -49,6 +53,7 @@ struct Parts {
     code: Option<&'static str>,
     what: String,
     at: Option<String>,
+    file: Option<PathBuf>,
     expected: Option<String>,
     found: Option<String>,
     help: Option<String>,
@@ -63,6 +68,7 @@ impl Error {
             code: None,
             what: what.into(),
             at: None,
+            file: None,
             expected: None,
             found: None,
             help: None,
@@ -92,6 +98,13 @@ impl Error {
     #[must_use]
     pub fn at(mut self, at: impl fmt::Display) -> Self {
         self.0.at = Some(at.to_string());
+        self
+    }
+
+    /// File whose absence or content is the reason, where a change of it may mend things. Not part of the message.
+    #[must_use]
+    pub fn about(mut self, file: impl Into<PathBuf>) -> Self {
+        self.0.file = Some(file.into());
         self
     }
 
@@ -137,6 +150,12 @@ impl Error {
             Kind::Text => "text_error",
             _ => "row_error",
         })
+    }
+
+    /// The file that [`Error::about`] named.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.0.file.as_deref()
     }
 
     /// The `help:` line, without its label.

@@ -2,19 +2,20 @@
 //! is complete.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     plan::{Plan, embedded_name},
-    run_dir::{RunDir, files_below, sha256, sha256_bytes},
-    sample::ImageRef,
+    qc::hash::{hash, mix},
+    run_dir::{RunDir, files_below, sha256, sha256_bytes, stream_jsonl},
     stage::{Ctx, Stage, Summary},
 };
 
@@ -22,9 +23,12 @@ const MANIFEST: &str = "MANIFEST.json";
 const STARTED: &str = ".started.json";
 const HASHES: &str = ".hashes.json";
 
-/// Rows that name their images, and the directory of those that are made here.
-const SAMPLES: &str = "samples.jsonl";
+/// Every image that rows name, and the directory of those that are made here.
+const PICTURES: &str = "images.jsonl";
 const IMAGES: &str = "images";
+
+/// Input that stands for the images outside the run directory.
+const IMAGE_FILES: &str = "image files";
 
 /// Reason to run: never started on these inputs.
 pub const STARTS: &str = "starts";
@@ -117,8 +121,13 @@ impl Manifest {
             };
             inputs.insert((*name).into(), hash);
         }
-        if stage.reads.contains(&IMAGES) {
-            inputs.insert("image files".into(), outside_images(run)?);
+        if stage.sections.contains(&"data.firewall") {
+            for (name, (_, path)) in plan.data.firewall.eval_sets.iter().zip(plan.data.firewall.parsed()?) {
+                inputs.insert(format!("evaluation set {name}"), self.hash(&path)?);
+            }
+        }
+        if stage.reads.contains(&IMAGES) || stage.writes.contains(&PICTURES) {
+            inputs.insert(IMAGE_FILES.into(), outside_images(run)?);
         }
         Ok(inputs)
     }
@@ -130,7 +139,7 @@ impl Manifest {
     pub fn reason(&mut self, stage: &Stage, plan: &Plan, run: &RunDir, ctx: &Ctx) -> Result<Option<String>> {
         let inputs = self.inputs(stage, plan, run, ctx)?;
         let Some(record) = self.stages.get(stage.name).cloned() else {
-            let same = self.started.get(stage.name).is_some_and(|s| *s == inputs);
+            let same = self.started.get(stage.name).is_some_and(|s| *s == known_at_start(stage, inputs));
             return Ok(Some(if same { CONTINUES } else { STARTS }.into()));
         };
         if let Some(name) = difference(&record.inputs, &inputs) {
@@ -160,7 +169,7 @@ impl Manifest {
     /// # Errors
     /// Files cannot be removed or written.
     pub fn start(&mut self, stage: &Stage, plan: &Plan, run: &RunDir, ctx: &Ctx) -> Result<()> {
-        let inputs = self.inputs(stage, plan, run, ctx)?;
+        let inputs = known_at_start(stage, self.inputs(stage, plan, run, ctx)?);
         if self.stages.remove(stage.name).is_some() {
             self.save(run)?;
         }
@@ -181,7 +190,10 @@ impl Manifest {
         for name in stage.writes {
             outputs.insert((*name).into(), self.hash(&run.path(name))?);
         }
-        let inputs = self.started.remove(stage.name).unwrap_or_default();
+        let mut inputs = self.started.remove(stage.name).unwrap_or_default();
+        if stage.writes.contains(&PICTURES) {
+            inputs.insert(IMAGE_FILES.into(), outside_images(run)?);
+        }
         self.stages.insert(stage.name.into(), Record { inputs, outputs, summary, seconds });
         self.save(run)?;
         run.write_json(STARTED, &self.started)?;
@@ -222,16 +234,38 @@ impl Manifest {
         later.filter_map(|s| Some((s, self.stages.get(s.name)?.outputs.get(name)?.clone()))).last()
     }
 
+    /// Hash of a directory; the files of a large one are read only when one of them looks changed.
+    fn hash_dir(&mut self, path: &Path) -> Result<String> {
+        let files = files_below(path)?;
+        let name = |file: &Path| file.strip_prefix(path).unwrap_or(file).to_string_lossy().into_owned();
+        let (mut size, mut look) = (0, 0);
+        for file in &files {
+            let meta = fs::metadata(file).map_err(|e| Error::io(file, e))?;
+            size += meta.len();
+            look = mix(look ^ mix(meta.len()) ^ mix(changed(&meta)) ^ hash(name(file).as_bytes()));
+        }
+        let key = path.display().to_string();
+        if let Some((known, seen, hash)) = self.cache.get(&key).filter(|_| size >= ALWAYS_READ)
+            && (*known, *seen) == (size, look)
+        {
+            return Ok(hash.clone());
+        }
+        let mut all = String::new();
+        for file in &files {
+            all.push_str(&format!("{}\0{}\0", name(file), self.hash(file)?));
+        }
+        let found = sha256_bytes(all.as_bytes());
+        if size >= ALWAYS_READ {
+            self.cache.insert(key, (size, look, found.clone()));
+        }
+        Ok(found)
+    }
+
     /// Hash of a file or directory; large files are read only when they look changed.
     fn hash(&mut self, path: &Path) -> Result<String> {
         let Ok(meta) = fs::metadata(path) else { return Ok(ABSENT.into()) };
         if meta.is_dir() {
-            let mut all = String::new();
-            for file in files_below(path)? {
-                let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
-                all.push_str(&format!("{name}\0{}\0", self.hash(&file)?));
-            }
-            return Ok(sha256_bytes(all.as_bytes()));
+            return self.hash_dir(path);
         }
         if meta.len() < ALWAYS_READ {
             return sha256(path);
@@ -249,24 +283,32 @@ impl Manifest {
     }
 }
 
-/// Names, sizes and times of change of the images that rows refer to outside the run directory.
+/// Inputs of a stage without those that only its own result names.
+fn known_at_start(stage: &Stage, mut inputs: Hashes) -> Hashes {
+    if stage.writes.contains(&PICTURES) {
+        inputs.remove(IMAGE_FILES);
+    }
+    inputs
+}
+
+/// Names, sizes and times of change of the images that rows refer to outside the run directory, missing ones included.
 fn outside_images(run: &RunDir) -> Result<String> {
     #[derive(Deserialize)]
-    struct Row {
-        #[serde(default)]
-        images: Vec<ImageRef>,
+    struct Named {
+        path: PathBuf,
     }
-    if !run.path(SAMPLES).exists() {
+    if !run.path(PICTURES).exists() {
         return Ok(ABSENT.into());
     }
-    let rows: Vec<Row> = run.read_jsonl(SAMPLES)?;
-    let paths: BTreeSet<_> = rows.into_iter().flat_map(|r| r.images).map(|i| i.path).collect();
-    let mut all = String::new();
-    for path in paths.into_iter().filter(|p| !p.starts_with(run.root())) {
-        let look = fs::metadata(&path).map_or_else(|_| ABSENT.into(), |m| format!("{} {}", m.len(), changed(&m)));
-        all.push_str(&format!("{}\0{look}\0", path.display()));
+    let mut all = Sha256::new();
+    for picture in stream_jsonl::<Named>(&run.path(PICTURES))? {
+        let path = picture?.path;
+        if !path.starts_with(run.root()) {
+            let look = fs::metadata(&path).map_or_else(|_| ABSENT.into(), |m| format!("{} {}", m.len(), changed(&m)));
+            all.update(format!("{}\0{look}\0", path.display()));
+        }
     }
-    Ok(sha256_bytes(all.as_bytes()))
+    Ok(all.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// Time of the last change in nanoseconds, 0 where the system does not know.
@@ -389,12 +431,44 @@ mod tests {
         let mut bench = Bench::new();
         let image = bench.run.root().with_file_name("image.png");
         fs::write(&image, "1").unwrap();
-        bench.run.write_jsonl(SAMPLES, [serde_json::json!({ "images": [{ "path": image }] })]).unwrap();
+        bench.run.write_jsonl(PICTURES, [serde_json::json!({ "path": image })]).unwrap();
         bench.stages = Box::leak(Box::new([stage("make", &[IMAGES], &["rows"], &[], make)]));
         assert_eq!(bench.walk(1), ["make"]);
         assert!(bench.walk(1).is_empty());
         fs::write(&image, "22").unwrap();
         assert_eq!(bench.walk(1), ["make"]);
+    }
+
+    /// Names an image that its rows lack.
+    fn name_images(_: &Plan, run: &RunDir, _: &Ctx) -> Result<Summary> {
+        let image = run.root().with_file_name("later.png");
+        run.write_jsonl(PICTURES, [serde_json::json!({ "path": image })])?;
+        Ok(Summary::default())
+    }
+
+    #[test]
+    fn a_missing_image_that_arrives_makes_its_stage_run_again() {
+        let mut bench = Bench::new();
+        bench.stages = Box::leak(Box::new([stage("build", &[], &[PICTURES], &[], name_images)]));
+        assert_eq!(bench.walk(1), ["build"]);
+        assert!(bench.walk(1).is_empty());
+        fs::write(bench.run.root().with_file_name("later.png"), "1").unwrap();
+        assert_eq!(bench.walk(1), ["build"]);
+        assert!(bench.walk(1).is_empty());
+    }
+
+    #[test]
+    fn a_large_directory_is_read_again_only_when_it_looks_changed() {
+        let bench = Bench::new();
+        bench.run.write("d/large", &vec![1; ALWAYS_READ as usize]).unwrap();
+        bench.run.write("d/small", b"1").unwrap();
+        let mut manifest = Manifest::load(&bench.run, bench.stages).unwrap();
+        let dir = bench.run.path("d");
+        let first = manifest.hash(&dir).unwrap();
+        assert!(manifest.cache.contains_key(&dir.display().to_string()));
+        assert_eq!(manifest.hash(&dir).unwrap(), first);
+        bench.run.write("d/small", b"22").unwrap();
+        assert_ne!(manifest.hash(&dir).unwrap(), first);
     }
 
     #[test]

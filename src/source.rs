@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Result,
+    leak::firewall::FirewallConfig,
     sample::{Sample, Split},
 };
 
@@ -43,6 +44,8 @@ pub struct DataConfig {
     pub by_image: bool,
     /// Column names of the source `table`.
     pub columns: ColumnConfig,
+    /// What keeps tests out of training.
+    pub firewall: FirewallConfig,
     /// Settings of the source `phantom`.
     pub phantom: PhantomConfig,
 }
@@ -123,6 +126,7 @@ impl Default for DataConfig {
             show_options: true,
             by_image: false,
             columns: ColumnConfig::default(),
+            firewall: FirewallConfig::default(),
             phantom: PhantomConfig::default(),
         }
     }

@@ -10,12 +10,12 @@ use crate::{
     cli::{Global, RecipeArgs},
     datasets::{self, MARKED_SPLIT},
     error::{Error, Kind, Result},
-    leak, models,
+    models,
     plan::Resolved,
-    run_dir::RunDir,
+    run_dir::{RunDir, stream_jsonl},
     sample::{Sample, Split},
     source::Note,
-    stage::{build::build, encode::base_dir},
+    stage::{build, encode::base_dir, qc},
     vlm::{Encoded, IGNORE, Processor},
 };
 
@@ -219,11 +219,12 @@ pub(super) fn leak(global: &Global, args: &RecipeArgs) -> Result<()> {
     let resolved = Resolved::new(&args.recipe, &args.set)?;
     let ctx = context(global)?;
     let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
-    let built = build(&resolved.plan, scratch.path(), &ctx)?;
-    let own = leak::check(&built.samples)?;
+    let dir = RunDir::open(scratch.path())?;
+    build::run(&resolved.plan, &dir, &ctx)?;
+    let own = qc::leaks(&resolved.plan, &dir, &ctx, |s| s.split)?;
     // Marks are worth a look even where this program splits by image.
-    let marked = built.samples.iter().any(|s| mark(s).is_some());
-    let marks = marked.then(|| leak::check_as(&built.samples, |s| mark(s).unwrap_or(s.split))).transpose()?;
+    let marked = stream_jsonl::<Sample>(&dir.path("samples.jsonl"))?.any(|s| s.is_ok_and(|s| mark(&s).is_some()));
+    let marks = marked.then(|| qc::leaks(&resolved.plan, &dir, &ctx, |s| mark(s).unwrap_or(s.split))).transpose()?;
     emit(global, json!({ "split": own, "marked_split": marks }), || {
         let marks = marks.as_ref().map(|m| format!("\n\nthe data set's own split\n{m}")).unwrap_or_default();
         format!("this run's split\n{own}{marks}")

@@ -212,16 +212,32 @@ impl Pictures {
         &self.all
     }
 
+    /// Notes in every file the first earlier one of the same bytes.
+    pub fn find_exact_copies(&mut self) {
+        let same = self.exact_copies();
+        self.note(same);
+    }
+
+    fn exact_copies(&self) -> Vec<Option<usize>> {
+        let mut first: HashMap<&str, usize> = HashMap::new();
+        let contents = self.all.iter().enumerate();
+        contents
+            .map(|(i, picture)| {
+                let earlier = *first.entry(picture.sha256.as_deref()?).or_insert(i);
+                (earlier != i).then_some(earlier)
+            })
+            .collect()
+    }
+
+    fn note(&mut self, same: Vec<Option<usize>>) {
+        for (i, earlier) in same.into_iter().enumerate() {
+            self.all[i].copy_of = earlier.map(|e| self.all[e].path.clone());
+        }
+    }
+
     /// Notes in every file the first earlier one that shows the same picture: same bytes, or the same look.
     pub fn find_copies(&mut self) {
-        let mut first: HashMap<String, usize> = HashMap::new();
-        let mut same: Vec<Option<usize>> = vec![None; self.all.len()];
-        for (i, picture) in self.all.iter().enumerate() {
-            if let Some(content) = &picture.sha256 {
-                let earlier = *first.entry(content.clone()).or_insert(i);
-                same[i] = (earlier != i).then_some(earlier);
-            }
-        }
+        let mut same = self.exact_copies();
         let mut index = LookIndex::default();
         let mut likely: Vec<(usize, usize)> = Vec::new();
         for (i, picture) in self.all.iter().enumerate() {
@@ -235,9 +251,7 @@ impl Pictures {
             let earlier = same[earlier].unwrap_or(earlier);
             same[i] = Some(same[i].map_or(earlier, |s| s.min(earlier)));
         }
-        for (i, earlier) in same.into_iter().enumerate() {
-            self.all[i].copy_of = earlier.map(|e| self.all[e].path.clone());
-        }
+        self.note(same);
     }
 }
 
@@ -308,4 +322,77 @@ pub fn alike(a: &[Picture], b: &[Picture], mut likely: Vec<(usize, usize)>) -> V
     };
     likely.retain(same);
     likely
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Writes a picture of random squares.
+    pub(crate) fn picture(path: &Path, seed: u64, change: u8) {
+        use rand::RngExt;
+        let mut rng = crate::random::stream(seed, "test", 0);
+        let cells: Vec<u8> = (0..64).map(|_| rng.random()).collect();
+        let picture = ::image::RgbImage::from_fn(64, 64, |x, y| {
+            let v = cells[(y / 8 * 8 + x / 8) as usize].saturating_add(change);
+            ::image::Rgb([v; 3])
+        });
+        picture.save(path).unwrap();
+    }
+
+    #[test]
+    fn a_hash_is_found_again_until_too_many_bits_differ() {
+        let hash = [0x0123_4567_89ab_cdef_u64; 4];
+        let mut index = LookIndex::default();
+        index.add(5, hash);
+        let flipped = |n: usize| {
+            let mut other = hash;
+            // Spread over all pieces, so that each of them is hit while it can be.
+            (0..n).for_each(|i| other[i * 15 % BITS / 64] ^= 1 << (i * 15 % BITS % 64));
+            assert_eq!(distance(&hash, &other), n as u32);
+            index.near(&other)
+        };
+        assert_eq!(flipped(0), [5]);
+        assert_eq!(flipped(SAME_BITS as usize), [5]);
+        assert!(flipped(SAME_BITS as usize + 1).is_empty());
+    }
+
+    #[test]
+    fn pictures_survive_the_file_and_changes_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        picture(&path("a.png"), 1, 0);
+        std::fs::write(path("broken.png"), b"no image").unwrap();
+        let names = [path("a.png"), path("broken.png"), path("absent.png"), path("a.png")];
+        let mut pictures = Pictures::default();
+        pictures.look_at(names.iter().map(PathBuf::as_path));
+        assert_eq!(pictures.all().len(), 3);
+        assert_eq!(pictures.get(&names[0]).unwrap().size, Some((64, 64)));
+        assert!(pictures.all()[1..].iter().all(|p| p.problem.is_some()));
+        assert_eq!(pictures.all().iter().map(|p| p.sha256.is_some()).collect::<Vec<_>>(), [true, true, false]);
+        pictures.save(&path("images.jsonl")).unwrap();
+        let mut again = Pictures::load(&path("images.jsonl")).unwrap();
+        assert_eq!(again.all(), pictures.all());
+        picture(&path("absent.png"), 3, 0);
+        again.refresh();
+        assert!(again.all()[2].problem.is_none());
+    }
+
+    #[test]
+    fn copies_name_the_first_of_their_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        picture(&path("a.png"), 1, 0);
+        picture(&path("b.png"), 2, 0);
+        std::fs::copy(path("b.png"), path("c.png")).unwrap();
+        let scaled = ::image::open(path("b.png")).unwrap();
+        scaled.resize(100, 100, ::image::imageops::FilterType::CatmullRom).save(path("d.png")).unwrap();
+        let mut pictures = Pictures::default();
+        pictures.look_at(["a.png", "b.png", "c.png", "d.png"].map(path).iter().map(PathBuf::as_path));
+        pictures.find_copies();
+        let of: Vec<_> = pictures.all().iter().map(|p| p.copy_of.clone()).collect();
+        assert_eq!(of, [None, None, Some(path("b.png")), Some(path("b.png"))]);
+        pictures.find_exact_copies();
+        assert_eq!(pictures.all()[3].copy_of, None);
+    }
 }

@@ -1,6 +1,6 @@
 //! Answers that are nothing but yes or no.
 
-use super::{QcRule, QcState, Verdict, is_constructed, reject, words::normal};
+use super::{QcContext, QcRule, Verdict, is_constructed, reject, words::normal};
 use crate::{error::Result, sample::Sample};
 
 /// The rule.
@@ -17,7 +17,7 @@ impl QcRule for AnswerOnly {
          Example: \"No.\""
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         let answer = normal(sample.answer());
         if is_constructed(sample) && matches!(answer.as_str(), "yes" | "no") {
             return reject(self, format!("the answer is only \"{answer}\""));

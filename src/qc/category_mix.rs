@@ -1,6 +1,6 @@
 //! Objects that are called nonexistent and exist.
 
-use super::{QcRule, QcState, Verdict, claim::known, reject};
+use super::{QcContext, QcRule, Verdict, claim::known, reject};
 use crate::{datasets::phantom::words::info, error::Result, sample::Sample};
 
 /// The rule.
@@ -18,7 +18,7 @@ impl QcRule for CategoryMix {
          Example: category nonexistent_object, \"Is the nodule large?\", of an image with a small nodule."
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         let Some((claim, truth)) = known(sample) else { return Ok(Verdict::Keep) };
         let Some(kind) = claim.kind() else { return Ok(Verdict::Keep) };
         let exists = truth.find(kind).is_some();

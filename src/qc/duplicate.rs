@@ -1,7 +1,7 @@
 //! The same question and answer about the same image.
 
-use super::{QcRule, QcState, Verdict, reject, words::normal};
-use crate::{error::Result, sample::Sample};
+use super::{Memory, QcRule, Row, Verdict, reject};
+use crate::error::Result;
 
 /// The rule.
 pub struct Duplicate;
@@ -12,15 +12,14 @@ impl QcRule for Duplicate {
     }
 
     fn doc(&self) -> &'static str {
-        "A question and its answer occur once an image, whatever their case and punctuation.\n\
+        "A conversation occurs once an image, whatever its case and punctuation.\n\
          Repeated rows weigh more than others and leave the numbers of the test split too sure of themselves.\n\
          Example: \"Is it large?\" and \"is it large\", both answered with \"Yes\"."
     }
 
-    fn check(&self, sample: &Sample, state: &mut QcState) -> Result<Verdict> {
-        let pair = (sample.group.clone(), normal(&sample.question()), normal(sample.answer()));
-        if sample.turns.len() <= 2 && state.pairs.contains(&pair) {
-            return reject(self, format!("the image already has \"{}\"", pair.1));
+    fn compare(&self, row: &Row, memory: &Memory) -> Result<Verdict> {
+        if memory.pairs.contains(&row.pair) {
+            return reject(self, "the image already has this question with this answer");
         }
         Ok(Verdict::Keep)
     }
@@ -28,16 +27,26 @@ impl QcRule for Duplicate {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::qc::tests::row;
+    use crate::{
+        qc::{QcConfig, tests::codes, tests::row},
+        sample::{AnswerType, Sample},
+    };
 
     #[test]
     fn case_and_marks_do_not_matter_but_images_do() {
-        let mut state = QcState::default();
-        state.remember(&row("Is it large?", "Yes."));
-        assert_ne!(Duplicate.check(&row("is it LARGE", "yes"), &mut state).unwrap(), Verdict::Keep);
-        assert_eq!(Duplicate.check(&row("Is it small?", "Yes."), &mut state).unwrap(), Verdict::Keep);
-        let other = Sample { group: "other".into(), ..row("Is it large?", "Yes.") };
-        assert_eq!(Duplicate.check(&other, &mut state).unwrap(), Verdict::Keep);
+        let vqa = |q: &str, a: &str| Sample { answer_type: Some(AnswerType::Closed), ..row(q, a) };
+        let rows = [
+            vqa("Is it large?", "Yes."),
+            vqa("<image>\nis it LARGE", "yes"),
+            vqa("Is it small?", "Yes."),
+            Sample { group: "other".into(), ..vqa("Is it large?", "Yes.") },
+        ];
+        let expected = [None, Some("image_count"), None, None];
+        assert_eq!(codes(&rows, &QcConfig::default()), expected);
+        let rows = rows.map(|mut s| {
+            s.turns[0].text = s.turns[0].text.replace("<image>\n", "");
+            s
+        });
+        assert_eq!(codes(&rows, &QcConfig::default()), [None, Some("duplicate"), None, None]);
     }
 }

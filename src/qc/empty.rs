@@ -1,6 +1,6 @@
 //! Messages without words.
 
-use super::{QcRule, QcState, Verdict, reject, words::normal};
+use super::{QcContext, QcRule, Verdict, reject, words::normal};
 use crate::{error::Result, sample::Sample};
 
 /// The rule.
@@ -17,7 +17,7 @@ impl QcRule for Empty {
          Example: the answer \"...\"."
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         match sample.turns.iter().position(|t| normal(&t.text).is_empty()) {
             Some(i) => reject(self, format!("message {} has no words", i + 1)),
             None => Ok(Verdict::Keep),

@@ -1,6 +1,6 @@
 //! `<image>` marks that do not match the images.
 
-use super::{QcRule, QcState, Verdict, reject};
+use super::{QcContext, QcRule, Verdict, reject};
 use crate::{
     error::Result,
     sample::{Role, Sample},
@@ -20,7 +20,7 @@ impl QcRule for ImageCount {
          Example: a question with two marks about one image."
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         let count = |user: bool| -> usize {
             sample
                 .turns

@@ -1,6 +1,6 @@
 //! Images that cannot be read.
 
-use super::{QcRule, QcState, Verdict, reject};
+use super::{QcContext, QcRule, Verdict, reject};
 use crate::{error::Result, sample::Sample};
 
 /// The rule.
@@ -17,11 +17,11 @@ impl QcRule for ImageMissing {
          Example: a JPEG whose download was interrupted."
     }
 
-    fn check(&self, sample: &Sample, state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, context: &QcContext) -> Result<Verdict> {
         for image in &sample.images {
-            match state.images.get(&image.path) {
-                Some(Ok(_)) => {}
-                Some(Err(why)) => return reject(self, why.clone()),
+            match context.pictures.get(&image.path).map(|p| &p.problem) {
+                Some(None) => {}
+                Some(Some(why)) => return reject(self, why.clone()),
                 None => return reject(self, format!("{} was not looked at", image.path.display())),
             }
         }
@@ -32,10 +32,7 @@ impl QcRule for ImageMissing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        qc::{QcConfig, tests::row},
-        sample::ImageRef,
-    };
+    use crate::{leak::picture::Pictures, qc::tests::row, sample::ImageRef};
 
     #[test]
     fn missing_and_broken_files() {
@@ -47,11 +44,12 @@ mod tests {
         std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
         let sample =
             |path: &std::path::Path| Sample { images: vec![ImageRef { path: path.into() }], ..row("Q?", "A.") };
-        let rows = [sample(&good), sample(&cut), sample(&absent)];
-        let mut state = QcState::new(&rows, &QcConfig::default());
-        let mut check = |i: usize| ImageMissing.check(&rows[i], &mut state).unwrap();
-        assert_eq!(check(0), Verdict::Keep);
-        assert_ne!(check(1), Verdict::Keep);
-        assert_ne!(check(2), Verdict::Keep);
+        let mut pictures = Pictures::default();
+        pictures.look_at([good.as_path(), &cut, &absent]);
+        let context = QcContext { pictures, ..QcContext::default() };
+        let check = |path: &std::path::Path| ImageMissing.check(&sample(path), &context).unwrap();
+        assert_eq!(check(&good), Verdict::Keep);
+        assert_ne!(check(&cut), Verdict::Keep);
+        assert_ne!(check(&absent), Verdict::Keep);
     }
 }

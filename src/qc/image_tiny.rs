@@ -1,6 +1,6 @@
 //! Images too small to show anything.
 
-use super::{QcRule, QcState, Verdict, reject};
+use super::{QcContext, QcRule, Verdict, reject};
 use crate::{error::Result, sample::Sample};
 
 /// Shortest side that is kept, in pixels.
@@ -20,10 +20,10 @@ impl QcRule for ImageTiny {
          Example: a colour bar of 300 x 12 pixels."
     }
 
-    fn check(&self, sample: &Sample, state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, context: &QcContext) -> Result<Verdict> {
         for image in &sample.images {
-            if let Some(Ok((width, height))) = state.images.get(&image.path)
-                && *width.min(height) < SIDE
+            if let Some((width, height)) = context.pictures.get(&image.path).and_then(|p| p.size)
+                && width.min(height) < SIDE
             {
                 return reject(self, format!("{} has {width} x {height} pixels", image.path.display()));
             }
@@ -35,15 +35,19 @@ impl QcRule for ImageTiny {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{qc::tests::row, sample::ImageRef};
+    use crate::{leak::picture::Pictures, qc::tests::row, sample::ImageRef};
 
     #[test]
     fn the_shorter_side_counts() {
-        let sample = Sample { images: vec![ImageRef { path: "a".into() }], ..row("Q?", "A.") };
-        let mut state = QcState::default();
+        let dir = tempfile::tempdir().unwrap();
         for (size, kept) in [((300, 12), false), ((32, 32), true)] {
-            state.images.insert("a".into(), Ok(size));
-            assert_eq!(ImageTiny.check(&sample, &mut state).unwrap() == Verdict::Keep, kept);
+            let path = dir.path().join(format!("{}.png", size.0));
+            image::RgbImage::new(size.0, size.1).save(&path).unwrap();
+            let mut pictures = Pictures::default();
+            pictures.look_at([path.as_path()]);
+            let context = QcContext { pictures, ..QcContext::default() };
+            let sample = Sample { images: vec![ImageRef { path }], ..row("Q?", "A.") };
+            assert_eq!(ImageTiny.check(&sample, &context).unwrap() == Verdict::Keep, kept);
         }
     }
 }

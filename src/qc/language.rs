@@ -1,6 +1,6 @@
 //! Text that is not English.
 
-use super::{QcRule, QcState, Verdict, is_constructed, reject, words::normal};
+use super::{QcContext, QcRule, Verdict, is_constructed, reject, words::normal};
 use crate::{error::Result, sample::Sample};
 
 /// Words that nearly every English sentence has one of.
@@ -28,7 +28,7 @@ impl QcRule for Language {
          Example: \"Une lésion claire du poumon droit mesurant deux centimètres environ.\""
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         for (i, turn) in sample.turns.iter().enumerate() {
             let letters = turn.text.chars().filter(|c| c.is_alphabetic()).count();
             let foreign = turn.text.chars().filter(|c| c.is_alphabetic() && !c.is_ascii()).count();

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::{QcRule, QcState, Verdict, reject, words::spoken};
+use super::{QcContext, QcRule, Verdict, reject, words::spoken};
 use crate::{error::Result, sample::Sample};
 
 static LEAK: LazyLock<Regex> = LazyLock::new(|| {
@@ -28,7 +28,7 @@ impl QcRule for LeakText {
          Example: \"According to the caption, there is a nodule.\""
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         match LEAK.find(&spoken(sample)) {
             Some(found) => reject(self, format!("speaks of \"{}\"", found.as_str())),
             None => Ok(Verdict::Keep),

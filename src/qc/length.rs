@@ -1,6 +1,6 @@
 //! Questions and answers that are too short or too long.
 
-use super::{QcRule, QcState, Verdict, is_constructed, reject};
+use super::{QcContext, QcRule, Verdict, is_constructed, reject};
 use crate::{
     error::Result,
     sample::{Role, Sample},
@@ -26,7 +26,7 @@ impl QcRule for Length {
          Example: the question \"Why?\""
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         for (i, turn) in sample.turns.iter().enumerate() {
             let range = match turn.role {
                 Role::User => QUESTION,

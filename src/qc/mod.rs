@@ -1,26 +1,27 @@
 //! Quality control: one rule a file, each with a reason code. A rejected row is data, not an error.
 //!
-//! Rules run in the order of [`RULES`], cheap first; the first that objects decides. Rules about constructed
-//! instructions leave rows of visual question answering (those with an `answer_type`) alone where a short answer is
-//! what the data set is made of.
+//! Each row is first looked at by itself ([`QcRule::check`], on all threads), then compared with the rows kept before it
+//! ([`QcRule::compare`], in order), so that the number of threads never changes what is kept. Rules run in the order of
+//! [`RULES`], cheap first; the first that objects decides. Rules about constructed instructions leave rows of visual
+//! question answering (those with an `answer_type`) alone where a short answer is what the data set is made of.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    path::PathBuf,
-};
-
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Result, sample::Sample};
+use crate::{
+    error::Result,
+    leak::{firewall::Firewall, picture::Pictures},
+    sample::Sample,
+};
 
 pub mod answer_only;
 pub mod bias;
 pub mod category_mix;
 pub mod claim;
 pub mod duplicate;
+pub mod duplicate_image;
 pub mod empty;
+pub mod eval_leak;
 pub mod hash;
 pub mod image_count;
 pub mod image_missing;
@@ -28,16 +29,21 @@ pub mod image_tiny;
 pub mod language;
 pub mod leak_text;
 pub mod length;
+pub mod memory;
 pub mod near_duplicate;
 pub mod no_access;
 pub mod positive_refutes;
 pub mod premise_true;
 pub mod refs;
+pub mod repeated;
 pub mod roles;
 pub mod template;
 pub mod truth_mismatch;
 pub mod r#unsafe;
 pub mod words;
+
+use bias::BiasConfig;
+pub use memory::{Memory, Row};
 
 /// `[qc]` of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,13 +55,31 @@ pub struct QcConfig {
     pub max_drop_rate: f64,
     /// Largest share of constructed answers that may begin with the same four words, 0 to 1; 1 turns the rule off.
     pub max_template_share: f64,
+    /// Most constructed rows of different images that may have the same question and the same answer; 0 means any.
+    pub max_repeats: usize,
+    /// Words of question and answer together from which a constructed row must differ from every other one, whatever
+    /// its image; shorter ones are only compared within their image. 0 compares none across images.
+    pub long_text_words: usize,
+    /// Whether constructed rows of an image are rejected when another file of the data set shows the same picture.
+    pub reject_duplicate_images: bool,
     /// Whether train and test may share images, which the stage otherwise refuses.
     pub allow_leaks: bool,
+    /// What a model could learn without looking at the images.
+    pub bias: BiasConfig,
 }
 
 impl Default for QcConfig {
     fn default() -> Self {
-        Self { enabled: true, max_drop_rate: 0.5, max_template_share: 0.05, allow_leaks: false }
+        Self {
+            enabled: true,
+            max_drop_rate: 0.5,
+            max_template_share: 0.05,
+            max_repeats: 50,
+            long_text_words: 40,
+            reject_duplicate_images: true,
+            allow_leaks: false,
+            bias: BiasConfig::default(),
+        }
     }
 }
 
@@ -73,7 +97,7 @@ pub enum Verdict {
     },
 }
 
-/// A quality rule. Rules that compare rows keep their state in [`QcState`].
+/// A quality rule: it looks at a row by itself, or compares it with the rows kept so far, or both.
 pub trait QcRule: Sync {
     /// Its reason code.
     fn code(&self) -> &'static str;
@@ -81,64 +105,37 @@ pub trait QcRule: Sync {
     /// What it does, why, and an example.
     fn doc(&self) -> &'static str;
 
-    /// Checks one row.
+    /// Checks one row by itself. Called on several threads and in any order.
     ///
     /// # Errors
     /// The row could not be checked at all.
-    fn check(&self, sample: &Sample, state: &mut QcState) -> Result<Verdict>;
+    fn check(&self, _sample: &Sample, _context: &QcContext) -> Result<Verdict> {
+        Ok(Verdict::Keep)
+    }
+
+    /// Compares one row that passed every check with the rows kept before it. Called in the order of the rows.
+    ///
+    /// # Errors
+    /// The row could not be compared at all.
+    fn compare(&self, _row: &Row, _memory: &Memory) -> Result<Verdict> {
+        Ok(Verdict::Keep)
+    }
+}
+
+/// What rules know of the run besides the row.
+#[derive(Debug, Default)]
+pub struct QcContext {
+    /// Every image that rows show.
+    pub pictures: Pictures,
+    /// Evaluation sets that must not be trained on.
+    pub firewall: Firewall,
+    /// `[qc]` of the recipe.
+    pub config: QcConfig,
 }
 
 /// A rejection with the code of `rule`.
 fn reject(rule: &dyn QcRule, detail: impl Into<String>) -> Result<Verdict> {
     Ok(Verdict::Reject { code: rule.code(), detail: detail.into() })
-}
-
-/// The different words of a question and of its answer.
-pub(crate) type WordPair = (BTreeSet<String>, BTreeSet<String>);
-
-/// What rules know of the run and remember between its rows.
-#[derive(Debug, Default)]
-pub struct QcState {
-    /// Width and height of each image, or why it cannot be read.
-    pub images: HashMap<PathBuf, Result<(usize, usize), String>>,
-    /// Question and answer words of the rows kept so far, by group.
-    pub(crate) kept: HashMap<String, Vec<WordPair>>,
-    /// Normalised pairs of the rows kept so far, with their group.
-    pub(crate) pairs: BTreeSet<(String, String, String)>,
-    /// Kept rows by the first four words of the answer.
-    pub(crate) openings: HashMap<String, usize>,
-    /// Most rows that may share an opening.
-    pub(crate) opening_limit: usize,
-}
-
-impl QcState {
-    /// The state before the first of `samples`: every image is decoded once, in parallel.
-    #[must_use]
-    pub fn new(samples: &[Sample], config: &QcConfig) -> Self {
-        let paths: BTreeSet<&PathBuf> = samples.iter().flat_map(|s| &s.images).map(|i| &i.path).collect();
-        let images = paths
-            .into_par_iter()
-            .map(|path| {
-                let probe = crate::image::probe(path).map(|p| (p.width, p.height)).map_err(|e| e.to_string());
-                (path.clone(), probe)
-            })
-            .collect();
-        let constructed = samples.iter().filter(|s| is_constructed(s)).count();
-        let limit = (config.max_template_share * constructed as f64).ceil() as usize;
-        // A share of a handful of rows says nothing.
-        let opening_limit = if config.max_template_share >= 1.0 { usize::MAX } else { limit.max(10) };
-        Self { images, opening_limit, ..Self::default() }
-    }
-
-    /// Remembers a row that passed all rules.
-    pub fn remember(&mut self, sample: &Sample) {
-        let (question, answer) = (words::normal(&sample.question()), words::normal(sample.answer()));
-        self.kept.entry(sample.group.clone()).or_default().push((words::set(&question), words::set(&answer)));
-        if let Some(opening) = template::opening(sample) {
-            *self.openings.entry(opening).or_default() += 1;
-        }
-        self.pairs.insert((sample.group.clone(), question, answer));
-    }
 }
 
 /// Whether the row is a constructed instruction, not a row of a visual question answering set.
@@ -162,24 +159,42 @@ pub const RULES: &[&dyn QcRule] = &[
     &positive_refutes::PositiveRefutes,
     &category_mix::CategoryMix,
     &truth_mismatch::TruthMismatch,
-    &duplicate::Duplicate,
-    &near_duplicate::NearDuplicate,
-    &template::Template,
     &image_missing::ImageMissing,
     &image_tiny::ImageTiny,
+    &eval_leak::EvalLeak,
+    &duplicate_image::DuplicateImage,
+    &duplicate::Duplicate,
+    &repeated::Repeated,
+    &near_duplicate::NearDuplicate,
+    &template::Template,
 ];
 
-/// The first objection of `rules` to a row; a row without any is remembered.
+/// The first objection of `rules` to a row by itself.
 ///
 /// # Errors
 /// The row could not be checked at all.
-pub fn judge(rules: &[&dyn QcRule], sample: &Sample, state: &mut QcState) -> Result<Verdict> {
+pub fn check(rules: &[&dyn QcRule], sample: &Sample, context: &QcContext) -> Result<Verdict> {
+    first(rules, |rule| rule.check(sample, context))
+}
+
+/// The first objection of `rules` to a row beside those kept so far; a row without any is remembered.
+///
+/// # Errors
+/// The row could not be compared at all.
+pub fn compare(rules: &[&dyn QcRule], row: &Row, memory: &mut Memory) -> Result<Verdict> {
+    let verdict = first(rules, |rule| rule.compare(row, memory))?;
+    if verdict == Verdict::Keep {
+        memory.remember(row);
+    }
+    Ok(verdict)
+}
+
+fn first(rules: &[&dyn QcRule], ask: impl Fn(&dyn QcRule) -> Result<Verdict>) -> Result<Verdict> {
     for rule in rules {
-        if let verdict @ Verdict::Reject { .. } = rule.check(sample, state)? {
+        if let verdict @ Verdict::Reject { .. } = ask(*rule)? {
             return Ok(verdict);
         }
     }
-    state.remember(sample);
     Ok(Verdict::Keep)
 }
 
@@ -211,7 +226,7 @@ pub(crate) mod tests {
 
     /// Whether `rule` rejects a row.
     pub(crate) fn rejects(rule: &dyn QcRule, sample: &Sample) -> bool {
-        match rule.check(sample, &mut QcState { opening_limit: usize::MAX, ..QcState::default() }).unwrap() {
+        match rule.check(sample, &QcContext::default()).unwrap() {
             Verdict::Keep => false,
             Verdict::Reject { code, detail } => {
                 assert_eq!(code, rule.code());
@@ -224,7 +239,7 @@ pub(crate) mod tests {
     #[test]
     fn registry_and_folder_agree() {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/qc");
-        let shared = ["mod", "words", "claim", "bias", "hash"];
+        let shared = ["mod", "words", "claim", "bias", "hash", "memory"];
         let mut files: Vec<String> = std::fs::read_dir(dir)
             .unwrap()
             .map(|e| e.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
@@ -239,11 +254,24 @@ pub(crate) mod tests {
         }
     }
 
+    /// What becomes of rows one after the other: the code of each that is rejected.
+    pub(crate) fn codes(rows: &[Sample], config: &QcConfig) -> Vec<Option<&'static str>> {
+        let context = QcContext { config: config.clone(), ..QcContext::default() };
+        let mut memory = Memory::new(rows.len(), rows.len(), config, 1);
+        let mut judge = |sample: &Sample| match check(RULES, sample, &context).unwrap() {
+            Verdict::Keep => compare(RULES, &Row::new(sample, &memory.hashes()), &mut memory).unwrap(),
+            reject => reject,
+        };
+        let code = |verdict| match verdict {
+            Verdict::Keep => None,
+            Verdict::Reject { code, .. } => Some(code),
+        };
+        rows.iter().map(|sample| code(judge(sample))).collect()
+    }
+
     #[test]
     fn a_good_row_passes_every_rule_once() {
         let good = row("Which organ is enlarged in this image?", "The heart is enlarged, the lungs are clear.");
-        let mut state = QcState::new(std::slice::from_ref(&good), &QcConfig::default());
-        assert_eq!(judge(RULES, &good, &mut state).unwrap(), Verdict::Keep);
-        assert!(matches!(judge(RULES, &good, &mut state).unwrap(), Verdict::Reject { code: "duplicate", .. }));
+        assert_eq!(codes(&[good.clone(), good], &QcConfig::default()), [None, Some("duplicate")]);
     }
 }

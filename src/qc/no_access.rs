@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::{QcRule, QcState, Verdict, reject, words::spoken};
+use super::{QcContext, QcRule, Verdict, reject, words::spoken};
 use crate::{error::Result, sample::Sample};
 
 static REFUSAL: LazyLock<Regex> = LazyLock::new(|| {
@@ -28,7 +28,7 @@ impl QcRule for NoAccess {
          Example: \"I'm sorry, as an AI I cannot view the image.\""
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         match REFUSAL.find(&spoken(sample)) {
             Some(found) => reject(self, format!("says \"{}\"", found.as_str())),
             None => Ok(Verdict::Keep),

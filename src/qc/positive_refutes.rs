@@ -1,6 +1,6 @@
 //! Answers that deny what is there.
 
-use super::{QcRule, QcState, Verdict, claim::checked, reject};
+use super::{QcContext, QcRule, Verdict, claim::checked, reject};
 use crate::{
     error::Result,
     judge::Stance,
@@ -21,7 +21,7 @@ impl QcRule for PositiveRefutes {
          Example: \"Is there a nodule?\" - \"No nodule is seen.\", of an image with a nodule."
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         if sample.polarity != Some(Polarity::NonHallucination) {
             return Ok(Verdict::Keep);
         }

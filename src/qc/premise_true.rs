@@ -1,6 +1,6 @@
 //! Answers that affirm a false premise.
 
-use super::{QcRule, QcState, Verdict, claim::checked, reject, words::normal};
+use super::{QcContext, QcRule, Verdict, claim::checked, reject, words::normal};
 use crate::{
     error::Result,
     judge::Stance,
@@ -21,7 +21,7 @@ impl QcRule for PremiseTrue {
          Example: \"I noticed a pacemaker. Do you see it too?\" - \"Yes, there is a pacemaker.\", without one."
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         if sample.polarity != Some(Polarity::Hallucination) {
             return Ok(Verdict::Keep);
         }

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::{QcRule, QcState, Verdict, reject, words::spoken};
+use super::{QcContext, QcRule, Verdict, reject, words::spoken};
 use crate::{error::Result, sample::Sample};
 
 static REFERENCE: LazyLock<Regex> = LazyLock::new(|| {
@@ -26,7 +26,7 @@ impl QcRule for Refs {
          Example: \"The mass in Fig. 2b is marked by arrowheads in c [12].\""
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         match REFERENCE.find(&spoken(sample)) {
             Some(found) => reject(self, format!("refers to \"{}\"", found.as_str().trim())),
             None => Ok(Verdict::Keep),

@@ -1,6 +1,6 @@
 //! Roles that are out of order.
 
-use super::{QcRule, QcState, Verdict, reject};
+use super::{QcContext, QcRule, Verdict, reject};
 use crate::{
     error::Result,
     sample::{Role, Sample},
@@ -20,7 +20,7 @@ impl QcRule for Roles {
          Example: a row whose first message is an answer."
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         let turns = match sample.turns.as_slice() {
             [first, rest @ ..] if first.role == Role::System => rest,
             all => all,

@@ -1,6 +1,6 @@
 //! Answers that all begin alike.
 
-use super::{QcRule, QcState, Verdict, is_constructed, reject, words::normal};
+use super::{Memory, QcRule, Row, Verdict, hash::hash, is_constructed, reject, words::normal};
 use crate::{error::Result, sample::Sample};
 
 /// Words that make an opening.
@@ -28,10 +28,11 @@ impl QcRule for Template {
          Example: a tenth of all answers begin with \"No, there is no\"."
     }
 
-    fn check(&self, sample: &Sample, state: &mut QcState) -> Result<Verdict> {
-        let Some(opening) = opening(sample) else { return Ok(Verdict::Keep) };
-        if state.openings.get(&opening).copied().unwrap_or(0) >= state.opening_limit {
-            return reject(self, format!("{} answers already begin with \"{opening}\"", state.opening_limit));
+    fn compare(&self, row: &Row, memory: &Memory) -> Result<Verdict> {
+        let Some(opening) = &row.opening else { return Ok(Verdict::Keep) };
+        let count = memory.openings.get(&hash(opening.as_bytes())).copied().unwrap_or(0) as usize;
+        if count >= memory.opening_limit {
+            return reject(self, format!("{} answers already begin with \"{opening}\"", memory.opening_limit));
         }
         Ok(Verdict::Keep)
     }
@@ -39,22 +40,16 @@ impl QcRule for Template {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::qc::{QcConfig, tests::row};
+    use crate::{
+        qc::{QcConfig, tests::codes, tests::row},
+        sample::Sample,
+    };
 
     #[test]
     fn openings_are_limited() {
         let rows: Vec<Sample> =
-            (0..300).map(|i| row(&format!("Is it {i}?"), &format!("No there is no {i}."))).collect();
+            (0..300).map(|i| row(&format!("Is there one of kind {i}?"), &format!("No there is no {i}."))).collect();
         let config = QcConfig { max_template_share: 0.05, ..QcConfig::default() };
-        let mut state = QcState::new(&rows, &config);
-        let mut kept = 0;
-        for sample in &rows {
-            if Template.check(sample, &mut state).unwrap() == Verdict::Keep {
-                state.remember(sample);
-                kept += 1;
-            }
-        }
-        assert_eq!(kept, 15);
+        assert_eq!(codes(&rows, &config).iter().filter(|c| c.is_none()).count(), 15);
     }
 }

@@ -1,6 +1,6 @@
 //! Answers that contradict the annotation.
 
-use super::{QcRule, QcState, Verdict, claim::checked, reject};
+use super::{QcContext, QcRule, Verdict, claim::checked, reject};
 use crate::{error::Result, sample::Sample};
 
 /// The rule.
@@ -18,7 +18,7 @@ impl QcRule for TruthMismatch {
          Example: \"The nodule is in the right lung.\", where the annotation has it in the left."
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         let Some((_, _, found)) = checked(sample) else { return Ok(Verdict::Keep) };
         if found.correct {
             return Ok(Verdict::Keep);

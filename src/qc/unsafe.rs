@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::{QcRule, QcState, Verdict, reject, words::spoken};
+use super::{QcContext, QcRule, Verdict, reject, words::spoken};
 use crate::{error::Result, sample::Sample};
 
 static PATTERN: LazyLock<Regex> = LazyLock::new(|| {
@@ -28,7 +28,7 @@ impl QcRule for Unsafe {
          Example: \"Take 500 mg twice a day.\""
     }
 
-    fn check(&self, sample: &Sample, _state: &mut QcState) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
         match PATTERN.find(&spoken(sample)) {
             Some(found) => reject(self, format!("holds \"{}\"", found.as_str().trim())),
             None => Ok(Verdict::Keep),

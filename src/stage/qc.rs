@@ -1,19 +1,26 @@
 //! Every row of `samples.jsonl` ends in `kept.jsonl` or, with a reason code, in `rejected.jsonl`, which also takes over
 //! the rows that building could not use. `qc.json` has the counts.
+//!
+//! Rows pass through in blocks; what stays in memory are the hashes of [`Memory`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
-use serde::{Deserialize, Serialize};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::{Ctx, Summary, encode::RejectedRow};
 use crate::{
     error::{Error, Kind, Result},
-    leak::{self, LeakReport},
+    leak::{LeakCheck, LeakReport, firewall::Firewall, picture::Pictures},
+    parallel::{CHUNK, ordered},
     plan::Plan,
-    qc::{self, QcRule, QcState, Verdict, bias},
+    qc::{
+        self, Memory, QcContext, QcRule, Row, Verdict,
+        bias::{BiasCheck, BiasReport},
+    },
     recipes::phantom::WRONG_PAIR,
-    run_dir::RunDir,
-    sample::Sample,
+    run_dir::{JsonlReplacement, Line, Lines, RunDir},
+    sample::{ImageRef, Sample, Split},
 };
 
 /// Rows seen and rows rejected.
@@ -53,8 +60,11 @@ pub struct QcReport {
     pub wrong_pairs: Tally,
     /// Rows that were not made wrong, and how many of them were rejected all the same.
     pub right_pairs: Tally,
-    /// What a model could learn without looking at the images.
+    /// What a model could learn without looking at the images, in words.
     pub warnings: Vec<String>,
+    /// The same in numbers.
+    #[serde(default)]
+    pub bias: BiasReport,
     /// What training and test have in common.
     pub leak: LeakReport,
 }
@@ -62,65 +72,200 @@ pub struct QcReport {
 /// Filters `samples.jsonl`.
 ///
 /// # Errors
-/// The gates: too many rows are rejected, none is left, or training and test share images. Files are complete by then.
+/// The gates: too many rows are rejected, none is left, training and test share images, or a bias that the recipe does
+/// not allow. Files are complete by then.
 pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
-    let samples: Vec<Sample> = dir.read_jsonl("samples.jsonl")?;
-    let unread: Vec<RejectedRow> = dir.read_jsonl("unread.jsonl")?;
-    let rows_in = samples.len();
     let rules = if plan.qc.enabled { plan.recipe()?.rules() } else { &[] };
-    let (kept, rejected) = filter(samples, rules, plan, ctx)?;
-    assert_eq!(rows_in, kept.len() + rejected.len(), "a row was lost in quality control");
-    let mut report = tally(&kept, &rejected);
-    report.unread = unread.len();
-    report.warnings = bias::warnings(&kept, plan.seed);
-    let all: Vec<&RejectedRow> = unread.iter().chain(&rejected).collect();
-    dir.write_jsonl("rejected.jsonl", &all)?;
-    dir.write_jsonl("kept.jsonl", &kept)?;
-    report.leak = leak::check(&kept)?;
+    let (context, counts) = prepare(plan, dir, ctx)?;
+    let mut report = filter(rules, &context, counts, plan, dir, ctx)?;
+    assert_eq!(report.all.rows, counts.rows, "a row was lost in quality control");
+    (report.leak, report.bias) = inspect(&context, plan, dir, ctx)?;
+    report.warnings.clone_from(&report.bias.warnings);
     dir.write_json("qc.json", &report)?;
     gate(plan, &report)?;
     Ok(summary(&report))
 }
 
-/// Rows that `rules` keep, and the others with the first objection.
-///
-/// # Errors
-/// A row cannot be checked at all, or the user interrupts.
-pub fn filter(
-    samples: Vec<Sample>,
-    rules: &[&dyn QcRule],
-    plan: &Plan,
-    ctx: &Ctx,
-) -> Result<(Vec<Sample>, Vec<RejectedRow>)> {
-    let mut state = if rules.is_empty() { QcState::default() } else { QcState::new(&samples, &plan.qc) };
-    let mut task = ctx.progress.start("check rows", samples.len() as u64);
-    let (mut kept, mut rejected) = (Vec::with_capacity(samples.len()), Vec::new());
-    for sample in samples {
-        ctx.check()?;
-        match qc::judge(rules, &sample, &mut state)? {
-            Verdict::Keep => kept.push(sample),
-            Verdict::Reject { code, detail } => rejected.push(RejectedRow { sample, code: code.into(), detail }),
-        }
-        task.advance(1);
-    }
-    task.finish();
-    Ok((kept, rejected))
+/// Rows of `samples.jsonl`.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    rows: usize,
+    constructed: usize,
 }
 
-fn tally(kept: &[Sample], rejected: &[RejectedRow]) -> QcReport {
+/// Looks at every image of the rows and of the evaluation sets, and counts the rows.
+fn prepare(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<(QcContext, Counts)> {
+    #[derive(Deserialize)]
+    struct Brief {
+        #[serde(default)]
+        images: Vec<ImageRef>,
+        #[serde(default)]
+        answer_type: Option<IgnoredAny>,
+    }
+    let known = dir.path("images.jsonl");
+    let mut pictures = if known.exists() { Pictures::load(&known)? } else { Pictures::default() };
+    pictures.refresh();
+    let before = pictures.all().len();
+    let mut counts = Counts::default();
+    let path = dir.path("samples.jsonl");
+    for row in ordered(Lines::open(&path)?, CHUNK, |line| line?.parse::<Brief>(&path)) {
+        let row = row?;
+        counts.rows += 1;
+        counts.constructed += usize::from(row.answer_type.is_none());
+        pictures.look_at(row.images.iter().map(|i| i.path.as_path()));
+    }
+    ctx.check()?;
+    // Rows that were changed by hand may name images that building never saw.
+    if pictures.all().len() > before && plan.data.firewall.similar_images {
+        pictures.find_copies();
+    }
+    let mut firewall = Firewall::load(&plan.data.firewall, plan.seed, &dir.path("firewall"))?;
+    firewall.look_for(&pictures, plan.data.firewall.similar_images);
+    Ok((QcContext { pictures, firewall, config: plan.qc.clone() }, counts))
+}
+
+/// A row on its way through the rules.
+struct Judged {
+    line: Line,
+    sample: Sample,
+    row: Option<Row>,
+    verdict: Verdict,
+}
+
+/// Writes `kept.jsonl` and `rejected.jsonl`.
+fn filter(
+    rules: &[&dyn QcRule],
+    context: &QcContext,
+    counts: Counts,
+    plan: &Plan,
+    dir: &RunDir,
+    ctx: &Ctx,
+) -> Result<QcReport> {
     let mut report = QcReport::default();
-    let rows = kept.iter().map(|s| (s, false)).chain(rejected.iter().map(|r| (&r.sample, true)));
-    for (sample, out) in rows {
-        report.all.add(out);
+    let mut kept = dir.replace_jsonl("kept.jsonl")?;
+    let mut rejected = dir.replace_jsonl("rejected.jsonl")?;
+    for line in Lines::open(dir.path("unread.jsonl"))? {
+        rejected.push_line(&line?.bytes)?;
+        report.unread += 1;
+    }
+    let path = dir.path("samples.jsonl");
+    let mut memory = Memory::new(counts.rows, counts.constructed, &plan.qc, plan.seed);
+    let mut lines = Lines::open(&path)?;
+    let mut task = ctx.progress.start("check rows", counts.rows as u64);
+    loop {
+        ctx.check()?;
+        let block: Vec<Line> = lines.by_ref().take(CHUNK).collect::<Result<_>>()?;
+        if block.is_empty() {
+            break;
+        }
+        task.advance(block.len() as u64);
+        for judged in judge(rules, context, &mut memory, &path, block)? {
+            report.add(&judged.sample, &judged.verdict);
+            write(judged, &mut kept, &mut rejected)?;
+        }
+    }
+    task.finish();
+    rejected.finish()?;
+    kept.finish()?;
+    Ok(report)
+}
+
+/// A block of rows after all rules: each by itself in parallel, then beside the earlier ones in order.
+fn judge(
+    rules: &[&dyn QcRule],
+    context: &QcContext,
+    memory: &mut Memory,
+    path: &Path,
+    block: Vec<Line>,
+) -> Result<Vec<Judged>> {
+    let hashes = memory.hashes();
+    let alone = |line: Line| -> Result<Judged> {
+        let sample: Sample = line.parse(path)?;
+        let verdict = qc::check(rules, &sample, context)?;
+        let row = (verdict == Verdict::Keep && !rules.is_empty()).then(|| Row::new(&sample, &hashes));
+        Ok(Judged { line, sample, row, verdict })
+    };
+    let mut judged: Vec<Judged> = block.into_par_iter().map(alone).collect::<Result<_>>()?;
+    for one in &mut judged {
+        if let Some(row) = &one.row {
+            one.verdict = qc::compare(rules, row, memory)?;
+        }
+    }
+    Ok(judged)
+}
+
+/// A kept row keeps its bytes; a rejected one becomes a [`RejectedRow`].
+fn write(judged: Judged, kept: &mut JsonlReplacement, rejected: &mut JsonlReplacement) -> Result<()> {
+    match judged.verdict {
+        Verdict::Keep => kept.push_line(&judged.line.bytes),
+        Verdict::Reject { code, detail } => {
+            rejected.push(&RejectedRow { sample: judged.sample, code: code.into(), detail })
+        }
+    }
+}
+
+/// What the kept rows of training and test have in common, and what gives their answers away.
+fn inspect(context: &QcContext, plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<(LeakReport, BiasReport)> {
+    let path = dir.path("kept.jsonl");
+    let rows = || Ok::<_, Error>(ordered(Lines::open(&path)?, CHUNK, |line| line?.parse::<Sample>(&path)));
+    let mut leak = LeakCheck::new(&context.pictures, &context.firewall);
+    let mut bias = BiasCheck::new(plan.seed);
+    for row in rows()? {
+        let row = row?;
+        if row.split == Split::Test {
+            leak.test(&row);
+        }
+        bias.count(&row);
+    }
+    ctx.check()?;
+    for row in rows()? {
+        let row = row?;
+        if row.split != Split::Test {
+            leak.train(&row);
+        }
+        bias.guess(&row);
+    }
+    Ok((leak.finish(plan.data.firewall.similar_images), bias.finish(&plan.qc.bias)))
+}
+
+/// What training and test of `samples.jsonl` have in common, split as `mark` says; the rules of quality control are not
+/// applied, except that rows which the firewall will reject are left out.
+///
+/// # Errors
+/// A file cannot be read, or the user interrupts.
+pub fn leaks(plan: &Plan, dir: &RunDir, ctx: &Ctx, mark: impl Fn(&Sample) -> Split) -> Result<LeakReport> {
+    let (context, _) = prepare(plan, dir, ctx)?;
+    let path = dir.path("samples.jsonl");
+    let mut check = LeakCheck::new(&context.pictures, &context.firewall);
+    for testing in [true, false] {
+        for row in ordered(Lines::open(&path)?, CHUNK, |line| line?.parse::<Sample>(&path)) {
+            let row = row?;
+            if (mark(&row) == Split::Test) != testing {
+                continue;
+            }
+            if testing {
+                check.test(&row);
+            } else if !plan.qc.enabled || context.firewall.objection(&row, &context.pictures).is_none() {
+                check.train(&row);
+            }
+        }
+        ctx.check()?;
+    }
+    Ok(check.finish(true))
+}
+
+impl QcReport {
+    fn add(&mut self, sample: &Sample, verdict: &Verdict) {
+        let out = *verdict != Verdict::Keep;
+        self.all.add(out);
         let category = sample.category.clone().unwrap_or_else(|| "none".into());
-        report.categories.entry(category).or_default().add(out);
+        self.categories.entry(category).or_default().add(out);
         let wrong = sample.meta.contains_key(WRONG_PAIR);
-        if wrong { &mut report.wrong_pairs } else { &mut report.right_pairs }.add(out);
+        if wrong { &mut self.wrong_pairs } else { &mut self.right_pairs }.add(out);
+        if let Verdict::Reject { code, .. } = verdict {
+            *self.codes.entry((*code).to_string()).or_default() += 1;
+        }
     }
-    for row in rejected {
-        *report.codes.entry(row.code.clone()).or_default() += 1;
-    }
-    report
 }
 
 fn gate(plan: &Plan, report: &QcReport) -> Result<()> {
@@ -136,7 +281,10 @@ fn gate(plan: &Plan, report: &QcReport) -> Result<()> {
             .found(codes())
             .help("rejected.jsonl has every row with its reason"));
     }
-    if plan.qc.allow_leaks { Ok(()) } else { report.leak.gate() }
+    if !plan.qc.allow_leaks {
+        report.leak.gate()?;
+    }
+    report.bias.gate(&plan.qc.bias)
 }
 
 fn summary(report: &QcReport) -> Summary {
@@ -159,6 +307,11 @@ fn summary(report: &QcReport) -> Summary {
     }
     summary.line("images shared by training and test", report.leak.shared_images.len());
     summary.line("similar images", report.leak.similar_images.len());
+    for set in &report.leak.eval_sets {
+        let text =
+            format!("{} of its images found, {} rows about them trained on", set.images_found, set.rows_trained_on);
+        summary.line(&format!("evaluation set {}", set.name), text);
+    }
     for warning in &report.warnings {
         summary.line("warning", warning);
     }
@@ -168,7 +321,7 @@ fn summary(report: &QcReport) -> Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{device::DeviceSpec, progress::Progress, sample::Split, stage::build};
+    use crate::{device::DeviceSpec, progress::Progress, stage::build};
 
     fn ctx() -> Ctx {
         Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap()
@@ -177,7 +330,12 @@ mod tests {
     fn phantom(images: usize) -> Plan {
         let mut plan = Plan::default();
         plan.data.images = images;
+        // The closed vocabulary and the plain shapes of phantoms repeat themselves.
         plan.qc.max_template_share = 1.0;
+        plan.qc.max_repeats = 0;
+        plan.qc.long_text_words = 0;
+        plan.qc.reject_duplicate_images = false;
+        plan.data.firewall.similar_images = false;
         plan
     }
 
@@ -207,20 +365,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = RunDir::open(root.path().join("run")).unwrap();
         let plan = phantom(60);
-        let samples = build::build(&plan, dir.root(), &ctx()).unwrap().samples;
-        let unmarked: Vec<Sample> = samples
-            .iter()
-            .cloned()
-            .map(|mut s| {
-                s.meta.remove(WRONG_PAIR);
-                s
-            })
-            .collect();
-        let ids = |samples: Vec<Sample>| -> Vec<String> {
-            let (kept, _) = filter(samples, qc::RULES, &plan, &ctx()).unwrap();
-            kept.into_iter().map(|s| s.id).collect()
+        build::run(&plan, &dir, &ctx()).unwrap();
+        let ids = || -> Vec<String> {
+            run(&plan, &dir, &ctx()).unwrap();
+            dir.read_jsonl::<Sample>("kept.jsonl").unwrap().into_iter().map(|s| s.id).collect()
         };
-        assert_eq!(ids(samples), ids(unmarked));
+        let marked = ids();
+        let mut samples: Vec<Sample> = dir.read_jsonl("samples.jsonl").unwrap();
+        let removed = samples.iter_mut().filter_map(|s| s.meta.remove(WRONG_PAIR)).count();
+        dir.write_jsonl("samples.jsonl", &samples).unwrap();
+        assert!(removed > 10);
+        assert_eq!(ids(), marked);
     }
 
     #[test]
