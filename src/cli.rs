@@ -14,7 +14,7 @@ use crate::{device::DeviceSpec, weights::Dtype};
     version,
     arg_required_else_help = true,
     disable_help_subcommand = true,
-    after_help = "Start here:\n  medtune run phantom                 the whole path on synthetic images, on the CPU\n  medtune plan phantom                what that would do, value by value\n  medtune recipes show phantom        the recipe file, to copy and change\n\nExit codes: 0 done, 1 a gate said no, 2 the work could not be done.\nNothing is sent over a network, and nothing is downloaded."
+    after_help = "Start here:\n  medtune run phantom                 the whole path on synthetic images, on the CPU\n  medtune plan phantom                what that would do, value by value\n  medtune recipes show phantom        the recipe file, to copy and change\n\nExit codes: 0 done, 1 a gate said no, 2 the work could not be done.\nNothing is downloaded, and only recipes that name a language-model server send anything over a network."
 )]
 pub struct Cli {
     /// What to do.
@@ -113,6 +113,14 @@ pub enum Verb {
     /// Look at the data of a recipe
     #[command(subcommand)]
     Data(DataVerb),
+    /// Run a local server that speaks OpenAI's API without a model, for rehearsals and tests
+    ///
+    /// Listens on this machine only, unless --host says otherwise. Its answers follow rules and are the same for the
+    /// same seed and words. What it has seen is at /mock/stats, and is printed when it ends.
+    #[command(
+        after_help = "Examples:\n  medtune mock-llm --port 8080\n  medtune mock-llm --fault 429=0.05 --fault drop=0.01 --latency-ms 50\n  medtune mock-llm --script answers.jsonl\n\nFaults: 429, 500, slow, drop, cut, not-json, filter, truncated, wrong-schema, refusal, usage, empty,\nno-json-schema, expire (of batches). docs/llm.md explains them."
+    )]
+    MockLlm(MockArgs),
     /// List model families, or inspect a checkpoint
     #[command(after_help = "Examples:\n  medtune models\n  medtune models inspect path/to/checkpoint")]
     Models {
@@ -161,6 +169,50 @@ pub struct CheckpointArgs {
     /// Type in which the weights are held; auto is that of the checkpoint
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: Dtype,
+}
+
+/// How `mock-llm` behaves.
+#[derive(Debug, Clone, Args)]
+pub struct MockArgs {
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    pub host: std::net::IpAddr,
+    /// Port; 0 takes a free one
+    #[arg(long, default_value_t = 8080, value_name = "N")]
+    pub port: u16,
+    /// What it answers
+    #[arg(long, default_value = "general", value_name = "NAME")]
+    pub rules: String,
+    /// Answers that go before the rules: lines of {"match": "regex", "reply": "text", "times": 1, "fault": "429"}
+    #[arg(long, value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// Seed of answers and faults
+    #[arg(long, default_value_t = 42, value_name = "N")]
+    pub seed: u64,
+    /// How often a fault happens, for example 429=0.05; may be repeated
+    #[arg(long, value_name = "NAME=RATE")]
+    pub fault: Vec<String>,
+    /// Most times in a row that one request fails
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub fault_repeats: u32,
+    /// Retry-After of a 429, in seconds
+    #[arg(long, default_value_t = 1.0, value_name = "S")]
+    pub retry_after: f64,
+    /// Delay of a slow answer, in milliseconds
+    #[arg(long, default_value_t = 5000, value_name = "MS")]
+    pub slow_ms: u64,
+    /// Time that every answer takes, in milliseconds
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    pub latency_ms: u64,
+    /// Least length of a text answer, in bytes
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub reply_bytes: usize,
+    /// Ignore idempotency keys: a request that comes again is paid for again
+    #[arg(long)]
+    pub forgetful: bool,
+    /// Name of an environment variable with the key that requests must present
+    #[arg(long, value_name = "NAME")]
+    pub key_env: Option<String>,
 }
 
 /// What `generate` needs.

@@ -4,6 +4,7 @@
 
 mod cli;
 mod eval;
+mod llm;
 mod parity;
 mod report;
 #[cfg(feature = "slow")]

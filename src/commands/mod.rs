@@ -16,6 +16,7 @@ use crate::{
 mod catalogue;
 mod data;
 mod machine;
+mod mock;
 mod model;
 mod run;
 
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Data(DataVerb::Check(args)) => data::check(g, &args),
         Verb::Data(DataVerb::Show { recipe, row }) => data::show(g, &recipe, row),
         Verb::Data(DataVerb::Leak(args)) => data::leak(g, &args),
+        Verb::MockLlm(args) => mock::serve(g, &args),
         Verb::Models { verb: None } => catalogue::models(g),
         Verb::Models { verb: Some(ModelsVerb::Inspect { dir }) } => catalogue::inspect(g, &dir),
         Verb::Datasets => catalogue::datasets(g),

@@ -66,7 +66,11 @@ impl Endpoint {
     ///
     /// # Errors
     /// The URL cannot be used, or would send the key in the clear.
-    pub(super) fn resolve(role: EndpointRole, config: &LlmConfig, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(super) fn resolve(
+        role: EndpointRole,
+        config: &LlmConfig,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self> {
         let (own, base) = (role.config(config), &config.generate);
         let pick = |get: fn(&EndpointConfig) -> &Option<String>| get(own).clone().or_else(|| get(base).clone());
         let set = |name: &str| env(name).filter(|v| !v.trim().is_empty());
@@ -96,7 +100,10 @@ impl Endpoint {
             return Err(Error::new(Kind::Config, "no key for a language-model server")
                 .at(&at)
                 .expected(format!("the environment variable {variable}"))
-                .help(format!("export {variable}=..., or set llm.{}.auth = \"none\" for a server without keys", role.name())));
+                .help(format!(
+                    "export {variable}=..., or set llm.{}.auth = \"none\" for a server without keys",
+                    role.name()
+                )));
         }
         let identity = pick(|e| &e.identity).unwrap_or_else(|| match &place {
             Place::Url(url) => shown(url),
@@ -119,7 +126,10 @@ pub(super) fn below(base: &Url, path: &str) -> Url {
 fn parse(text: &str, api_version: Option<String>, allow_plain: bool, at: &str) -> Result<Url> {
     let wrong = |expected: &str, help: &str| {
         // The URL itself may hold a password, so it is not repeated.
-        Error::new(Kind::Config, "base URL of a language-model server cannot be used").at(at).expected(expected).help(help)
+        Error::new(Kind::Config, "base URL of a language-model server cannot be used")
+            .at(at)
+            .expected(expected)
+            .help(help)
     };
     let mut url = Url::parse(text.trim())
         .map_err(|e| wrong("https://HOST/v1", "give the part of the URL before /chat/completions").found(e))?;
@@ -218,7 +228,10 @@ mod tests {
         assert_eq!(url(&azure), want);
         assert_eq!(azure.auth, Auth::ApiKey);
         let given = resolve(&with("https://proxy.example/dep?api-version=1"), &[KEY]).unwrap();
-        assert_eq!((url(&given).as_str(), given.auth), ("https://proxy.example/dep/chat/completions?api-version=1", Auth::ApiKey));
+        assert_eq!(
+            (url(&given).as_str(), given.auth),
+            ("https://proxy.example/dep/chat/completions?api-version=1", Auth::ApiKey)
+        );
     }
 
     #[test]

@@ -111,6 +111,16 @@ pub(super) struct Stored {
     pub(super) latency_ms: u64,
 }
 
+/// A request that travels in a batch.
+#[derive(Debug)]
+pub(super) struct BatchItem {
+    pub(super) attempt: i64,
+    pub(super) key: Key,
+    pub(super) model: String,
+    /// Canonical form.
+    pub(super) body: String,
+}
+
 /// Sums over the whole file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Totals {
@@ -271,13 +281,15 @@ impl Ledger {
         })
     }
 
-    /// Requests of a batch whose attempt is open: attempt and key.
-    pub(super) fn batch_items(&self, tag: &str) -> Result<Vec<(i64, Key)>> {
+    /// Requests of a batch whose attempt is open.
+    pub(super) fn batch_items(&self, tag: &str) -> Result<Vec<BatchItem>> {
         self.read(|c| {
-            let sql = "SELECT a.id, r.key FROM attempts a JOIN requests r ON r.id = a.request \
+            let sql = "SELECT a.id, r.key, r.model, r.body FROM attempts a JOIN requests r ON r.id = a.request \
                        WHERE a.batch = ?1 AND a.state IN ('sent', 'in_doubt') ORDER BY a.id";
             let mut statement = c.prepare(sql)?;
-            let row = |r: &rusqlite::Row<'_>| Ok((r.get(0)?, Key(r.get::<_, [u8; 32]>(1)?)));
+            let row = |r: &rusqlite::Row<'_>| {
+                Ok(BatchItem { attempt: r.get(0)?, key: Key(r.get(1)?), model: r.get(2)?, body: r.get(3)? })
+            };
             statement.query_map([tag], row)?.collect()
         })
     }
@@ -306,7 +318,7 @@ impl Drop for Ledger {
 ///
 /// # Errors
 /// The file is absent or no ledger.
-pub fn read_totals(path: &Path) -> Result<Totals> {
+pub(super) fn read_totals(path: &Path) -> Result<Totals> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
     Connection::open_with_flags(path, flags).and_then(|c| totals(&c)).map_err(|e| broken(path, e))
 }
@@ -318,7 +330,8 @@ fn totals(c: &Connection) -> rusqlite::Result<Totals> {
     let replies = "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), \
                    coalesce(sum(usage_estimated), 0), total(usd) FROM replies";
     let whole = |r: &rusqlite::Row<'_>, i: usize| r.get::<_, i64>(i).map(|n| n as u64);
-    let mut sums = Totals { requests: c.query_row("SELECT count(*) FROM requests", [], |r| whole(r, 0))?, ..Totals::default() };
+    let mut sums =
+        Totals { requests: c.query_row("SELECT count(*) FROM requests", [], |r| whole(r, 0))?, ..Totals::default() };
     c.query_row(attempts, [], |r| {
         (sums.attempts, sums.failed, sums.in_doubt) = (whole(r, 0)?, whole(r, 1)?, whole(r, 2)?);
         sums.usd_in_doubt = r.get(3)?;
@@ -352,7 +365,9 @@ fn prepare(connection: &Connection, path: &Path) -> Result<()> {
     let create = format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;");
     let start = match version {
         0 => create.as_str(),
-        VERSION => "UPDATE attempts SET state = 'in_doubt', error = 'the process ended' WHERE state = 'sent' AND batch IS NULL",
+        VERSION => {
+            "UPDATE attempts SET state = 'in_doubt', error = 'the process ended' WHERE state = 'sent' AND batch IS NULL"
+        }
         other => {
             return Err(Error::new(Kind::Run, "ledger is of another version")
                 .at(path.display())
@@ -392,8 +407,16 @@ fn write_all(mut connection: Connection, queue: &Receiver<Command>, path: &Path)
 fn apply(t: &Transaction<'_>, command: Command) -> rusqlite::Result<Option<Ack>> {
     match command {
         Command::Send { id, attempt: a, ack } => {
-            t.prepare_cached("INSERT OR IGNORE INTO requests(key, role, endpoint, model, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute(params![&a.key.0[..], a.role, a.endpoint, a.model, String::from_utf8_lossy(&a.body)])?;
+            t.prepare_cached(
+                "INSERT OR IGNORE INTO requests(key, role, endpoint, model, body) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![
+                &a.key.0[..],
+                a.role,
+                a.endpoint,
+                a.model,
+                String::from_utf8_lossy(&a.body)
+            ])?;
             t.prepare_cached(
                 "INSERT INTO attempts(id, request, state, started_ms, reserved_usd, batch) \
                  VALUES (?1, (SELECT id FROM requests WHERE key = ?2), 'sent', ?3, ?4, ?5)",

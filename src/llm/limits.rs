@@ -58,7 +58,8 @@ pub(super) struct Limiter {
 impl Limiter {
     pub(super) fn new(requests_per_minute: Option<u32>, tokens_per_minute: Option<u32>) -> Self {
         let bucket = |limit: Option<u32>| limit.map(|n| Bucket::new(f64::from(n)));
-        let rates = Rates { requests: bucket(requests_per_minute), tokens: bucket(tokens_per_minute), pause_until: None };
+        let rates =
+            Rates { requests: bucket(requests_per_minute), tokens: bucket(tokens_per_minute), pause_until: None };
         Self { rates: Mutex::new(rates), line: tokio::sync::Mutex::new(()) }
     }
 
@@ -84,14 +85,15 @@ impl Limiter {
         let mut wait = pause;
         let amounts = [1.0, tokens as f64];
         let Rates { requests, tokens, .. } = &mut *rates;
-        for (bucket, amount) in [requests, tokens].into_iter().zip(amounts) {
+        let mut buckets = [requests, tokens];
+        for (bucket, amount) in buckets.iter_mut().zip(amounts) {
             if let Some(bucket) = bucket {
                 bucket.fill(now);
                 wait = wait.max(bucket.wait(amount));
             }
         }
         if wait.is_zero() {
-            for (bucket, amount) in [&mut rates.requests, &mut rates.tokens].into_iter().zip(amounts) {
+            for (bucket, amount) in buckets.into_iter().zip(amounts) {
                 if let Some(bucket) = bucket {
                     bucket.level -= amount;
                 }

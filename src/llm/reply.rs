@@ -55,8 +55,15 @@ pub enum Failure {
         /// How often it was asked.
         attempts: u32,
     },
-    /// No connection, or one that broke.
+    /// No connection.
     Connection {
+        /// What happened.
+        message: String,
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// A connection that broke while the answer was awaited or read.
+    BrokenConnection {
         /// What happened.
         message: String,
         /// How often it was tried.
@@ -102,6 +109,7 @@ impl Failure {
         match self {
             Self::Api { .. } => "api_error",
             Self::Connection { .. } => "connection",
+            Self::BrokenConnection { .. } => "broken_connection",
             Self::Timeout { .. } => "timeout",
             Self::BadReply { .. } => "bad_reply",
             Self::ContentFilter { .. } => "content_filter",
@@ -120,6 +128,9 @@ impl fmt::Display for Failure {
                 write!(f, "the server said {status} ({message}) after {attempts} attempts")
             }
             Self::Connection { message, attempts } => write!(f, "no connection ({message}) after {attempts} attempts"),
+            Self::BrokenConnection { message, attempts } => {
+                write!(f, "the connection broke ({message}) after {attempts} attempts")
+            }
             Self::Timeout { attempts } => write!(f, "no answer in time after {attempts} attempts"),
             Self::BadReply { message, attempts } => {
                 write!(f, "the reply is no completion ({message}) after {attempts} attempts")

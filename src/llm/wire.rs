@@ -5,6 +5,7 @@ use std::{borrow::Cow, path::Path};
 use base64::Engine;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{
     config::{LlmConfig, StructuredOutput},
@@ -54,13 +55,14 @@ impl Prepared {
         }
         for part in request.messages.iter_mut().flat_map(|m| &mut m.parts) {
             if let Part::Image { path, sha256: hash @ None } = part {
-                *hash = Some(sha256(path).map_err(|e| {
-                    Error::new(Kind::Image, "an image cannot be read").at(path.display()).source(e)
-                })?);
+                *hash =
+                    Some(sha256(path).map_err(|e| {
+                        Error::new(Kind::Image, "an image cannot be read").at(path.display()).source(e)
+                    })?);
             }
         }
         let canonical = canonical(&request, &model, endpoint, config)?;
-        Ok(Self { key: Key::of(&canonical), request, model, canonical })
+        Ok(Self { key: Key(Sha256::digest(&canonical).into()), request, model, canonical })
     }
 
     /// Body of the HTTP request.
@@ -131,6 +133,15 @@ pub(super) struct TokenBounds {
 }
 
 impl TokenBounds {
+    /// Bounds of a request that is only known by its canonical form.
+    pub(super) fn of_canonical(canonical: &str, image_tokens: u32) -> Self {
+        let value: Value = serde_json::from_str(canonical).unwrap_or_default();
+        let images = canonical.matches("\"image\":").count() as u64 * u64::from(image_tokens);
+        let bytes = canonical.len() as u64;
+        let most_completion = value["sampling"]["max_tokens"].as_u64().unwrap_or(u64::from(u32::MAX));
+        Self { likely_prompt: bytes / 4 + images, most_prompt: bytes + images, most_completion }
+    }
+
     /// The server's count where it is possible, an estimate otherwise: a server that lies must not decide how much of
     /// the budget is left.
     pub(super) fn believe(self, claimed: Option<Claimed>, reply_bytes: usize) -> Usage {
@@ -375,9 +386,7 @@ impl Read {
         let text = match choice.message.content {
             None => String::new(),
             Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => {
-                parts.iter().filter_map(|p| p["text"].as_str()).collect::<Vec<_>>().concat()
-            }
+            Some(Content::Parts(parts)) => parts.iter().filter_map(|p| p["text"].as_str()).collect::<Vec<_>>().concat(),
         };
         let refusal = choice.message.refusal.filter(|r| !r.is_empty());
         let bytes = text.len() + refusal.as_ref().map_or(0, String::len);
