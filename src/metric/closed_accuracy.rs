@@ -4,10 +4,10 @@
 //! holds the reference anywhere. So `normal`, `nodule`, `adenocarcinoma` and `unknown` all count as "no". The strict
 //! rule compares whole words. Both are reported: the first to compare with published numbers, the second to believe.
 
-use super::{Better, Measure, Metric, Unit, text::words, vqa_text::normalise};
+use super::{Better, Metric, Unit, text::words, vqa_text::normalise};
 use crate::{
-    judge::{Agreement, Outcome, Stance},
-    sample::{AnswerType, Sample},
+    judge::{Agreement, Stance},
+    sample::AnswerType,
 };
 
 /// Whole-word accuracy.
@@ -18,7 +18,7 @@ pub const STRICT: Metric = Metric {
     signature: "closed_accuracy|v1|rule=whole-words|rows=answer_type CLOSED|unscored=excluded",
     better: Better::Higher,
     unit: Unit::Share,
-    measure: |sample, outcome| measure(sample, outcome, |a| a.strict),
+    measure: |sample, outcome| super::agreement(AnswerType::Closed, sample, outcome, |a| a.strict),
 };
 
 /// Substring accuracy.
@@ -29,19 +29,8 @@ pub const LLAVA_MED: Metric = Metric {
     signature: "closed_accuracy_llava_med|v1|rule=LLaVA-Med b9a98a7 run_eval substring|rows=answer_type CLOSED|unscored=excluded",
     better: Better::Higher,
     unit: Unit::Share,
-    measure: |sample, outcome| measure(sample, outcome, |a| a.llava_med),
+    measure: |sample, outcome| super::agreement(AnswerType::Closed, sample, outcome, |a| a.llava_med),
 };
-
-fn measure(sample: &Sample, outcome: &Outcome, pick: fn(&Agreement) -> f64) -> Measure {
-    if sample.answer_type != Some(AnswerType::Closed) {
-        return Measure::NotApplicable;
-    }
-    match outcome {
-        Outcome::Scored { agreement: Some(a), .. } => Measure::Value(pick(a)),
-        Outcome::Scored { .. } => Measure::NotApplicable,
-        _ => Measure::Unscored,
-    }
-}
 
 /// Both rules on one answer; each value is 0 or 1.
 #[must_use]

@@ -3,9 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{judge::Outcome, sample::Sample};
+use crate::{
+    judge::{Agreement, Outcome},
+    sample::{AnswerType, Sample},
+};
 
 pub mod bleu;
+pub mod choice;
 pub mod clinical;
 pub mod closed_accuracy;
 pub mod hallucination;
@@ -13,6 +17,7 @@ pub mod meteor;
 pub mod open_recall;
 pub mod porter;
 pub mod rouge;
+pub mod similarity;
 pub mod text;
 pub mod vqa_text;
 pub mod wordnet;
@@ -84,6 +89,18 @@ pub const METRICS: &[&Metric] = &[
     &open_recall::LLAVA_MED,
 ];
 
+/// A metric over the agreement with the reference answer, on rows of one answer type.
+fn agreement(kind: AnswerType, sample: &Sample, outcome: &Outcome, pick: fn(&Agreement) -> f64) -> Measure {
+    if sample.answer_type != Some(kind) {
+        return Measure::NotApplicable;
+    }
+    match outcome {
+        Outcome::Scored { agreement: Some(a), .. } => Measure::Value(pick(a)),
+        Outcome::Scored { .. } => Measure::NotApplicable,
+        _ => Measure::Unscored,
+    }
+}
+
 /// 1 for true.
 fn share(yes: bool) -> Measure {
     Measure::Value(f64::from(u8::from(yes)))
@@ -96,7 +113,7 @@ mod tests {
     use super::*;
 
     /// Files that are no metric but what metrics are made of.
-    const TOOLS: [&str; 5] = ["mod", "porter", "text", "vqa_text", "wordnet"];
+    const TOOLS: [&str; 7] = ["choice", "mod", "porter", "similarity", "text", "vqa_text", "wordnet"];
 
     #[test]
     fn keys_and_signatures_are_unique_and_belong_together() {

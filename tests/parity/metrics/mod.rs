@@ -9,12 +9,25 @@ use serde_json::Value;
 
 use super::fixture::{Checks, json, root};
 
+mod choice;
 mod text;
 mod vqa;
 
 /// Kinds of case files tested here.
-const KINDS: &[&str] =
-    &["bleu", "meteor", "porter", "rouge", "vqa_llavamed", "vqa_llavamed_aggregate", "wordnet_synonyms"];
+const KINDS: &[&str] = &[
+    "bleu",
+    "closed_medevalkit",
+    "difflib_ratio",
+    "mcq_medevalkit",
+    "mcq_omnimedvqa",
+    "mcq_pmcvqa",
+    "meteor",
+    "porter",
+    "rouge",
+    "vqa_llavamed",
+    "vqa_llavamed_aggregate",
+    "wordnet_synonyms",
+];
 
 /// Kinds tested with the judge and the score verb.
 const ELSEWHERE: &[&str] = &["evalpy_resume", "judge_messages", "judge_parse"];

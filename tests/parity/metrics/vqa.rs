@@ -16,9 +16,13 @@ fn cases() {
             checks.equal(&format!("{id} hit"), found.llava_med, number(case, "hit"));
             checks.equal(&format!("{id} strict"), found.strict, number(case, "strict_hit"));
         } else {
-            let found = open_recall::agreement(prediction, answer);
-            checks.near(&format!("{id} recall"), found.llava_med, number(case, "recall"), 1e-9);
-            checks.equal(&format!("{id} strict is at most the original"), found.strict <= found.llava_med, true);
+            let found = open_recall::scores(prediction, answer);
+            for (what, value) in
+                [("recall", found.recall), ("precision", found.precision), ("f1", found.f1), ("exact", found.exact)]
+            {
+                checks.near(&format!("{id} {what}"), value, number(case, what), 1e-9);
+            }
+            checks.equal(&format!("{id} strict is at most the original"), found.strict_recall <= found.recall, true);
         }
     });
 }
@@ -27,19 +31,25 @@ fn cases() {
 #[test]
 fn aggregate() {
     each_file("vqa_llavamed_aggregate", |checks, run| {
-        let (mut open, mut closed) = ((0.0, 0.0), (0.0, 0.0));
+        let mut sums = [0.0; 5];
+        let (mut open, mut closed) = (0.0, 0.0);
         for (item, prediction) in run["items"].as_array().unwrap().iter().zip(run["predictions"].as_array().unwrap()) {
             assert_eq!(item["id"], prediction["question_id"]);
             let turns = item.get("conversations").or(item.get("conversatons")).unwrap();
             let (reference, answer) = (string(&turns[1], "value"), string(prediction, "text"));
-            let (total, value) = match string(item, "answer_type") {
-                "OPEN" => (&mut open, open_recall::agreement(answer, reference)),
-                _ => (&mut closed, closed_accuracy::agreement(answer, reference)),
-            };
-            total.0 += value.llava_med;
-            total.1 += 1.0;
+            if string(item, "answer_type") == "OPEN" {
+                let found = open_recall::scores(answer, reference);
+                for (sum, value) in sums.iter_mut().zip([found.exact, found.f1, found.precision, found.recall]) {
+                    *sum += value;
+                }
+                open += 1.0;
+            } else {
+                sums[4] += closed_accuracy::agreement(answer, reference).llava_med;
+                closed += 1.0;
+            }
         }
-        for (name, (sum, n)) in [("recall", open), ("yes/no accuracy", closed)] {
+        let names = ["exact match score", "f1 score", "precision", "recall", "yes/no accuracy"];
+        for ((name, sum), n) in names.into_iter().zip(sums).zip([open, open, open, open, closed]) {
             let expected = number(&run["expected"], name);
             // The original prints six significant digits.
             checks.near(name, 100.0 * sum / n, expected, 5e-5 * expected.max(1.0));
