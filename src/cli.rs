@@ -50,6 +50,22 @@ pub struct RecipeArgs {
     /// Override a value, for example --set train.learning_rate=1e-4; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Hard limit on what language-model servers may cost, in US dollars; short for --set llm.max_usd=USD
+    #[arg(long, value_name = "USD")]
+    pub max_usd: Option<f64>,
+    /// Hard limit on requests to language-model servers; short for --set llm.max_requests=N
+    #[arg(long, value_name = "N")]
+    pub max_requests: Option<u64>,
+}
+
+impl RecipeArgs {
+    /// All overrides, those that have a flag of their own included.
+    #[must_use]
+    pub fn overrides(&self) -> Vec<String> {
+        let usd = self.max_usd.map(|n| format!("llm.max_usd={n}"));
+        let requests = self.max_requests.map(|n| format!("llm.max_requests={n}"));
+        self.set.iter().cloned().chain(usd).chain(requests).collect()
+    }
 }
 
 /// A recipe for one stage.
@@ -118,7 +134,7 @@ pub enum Verb {
     /// Listens on this machine only, unless --host says otherwise. Its answers follow rules and are the same for the
     /// same seed and words. What it has seen is at /mock/stats, and is printed when it ends.
     #[command(
-        after_help = "Examples:\n  medtune mock-llm --port 8080\n  medtune mock-llm --fault 429=0.05 --fault drop=0.01 --latency-ms 50\n  medtune mock-llm --script answers.jsonl\n\nFaults: 429, 500, slow, drop, cut, not-json, filter, truncated, wrong-schema, refusal, usage, empty,\nno-json-schema, expire (of batches). docs/llm.md explains them."
+        after_help = "Examples:\n  medtune mock-llm --port 8080\n  medtune mock-llm --fault 429=0.05 --fault drop=0.01 --latency-ms 50\n  medtune mock-llm --script answers.jsonl\n\nFaults: 429, 500, slow, drop, cut, not-json, filter, truncated, wrong-schema, refusal, usage,\nempty, no-json-schema, expire (of batches). docs/llm.md explains them."
     )]
     MockLlm(MockArgs),
     /// List model families, or inspect a checkpoint

@@ -27,7 +27,7 @@ const CHUNK: usize = 256;
 
 /// Reads every row and image of the source.
 pub(super) fn check(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.set)?;
+    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
     let ctx = context(global)?;
     let plan = &resolved.plan;
     let source = datasets::find(&plan.data.source)?;
@@ -108,7 +108,7 @@ impl Tally {
 
 /// Shows one row as the model sees it.
 pub(super) fn show(global: &Global, args: &RecipeArgs, row: usize) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.set)?;
+    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
     let ctx = context(global)?;
     let run = RunDir::open(out_dir(args, &resolved))?;
     crate::run::run(&resolved, &run, &ctx, "encode", false)?;
@@ -216,7 +216,7 @@ impl Tokens<'_> {
 
 /// Looks for test images in the training rows.
 pub(super) fn leak(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.set)?;
+    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
     let ctx = context(global)?;
     let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let dir = RunDir::open(scratch.path())?;

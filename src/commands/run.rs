@@ -29,7 +29,7 @@ pub(super) fn out_dir(args: &RecipeArgs, resolved: &Resolved) -> PathBuf {
 
 /// Runs the stages up to `last`.
 pub(super) fn stages(global: &Global, args: &RecipeArgs, last: &str, force: bool) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.set)?;
+    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
     let ctx = context(global)?;
     let run = RunDir::open(out_dir(args, &resolved))?;
     let outcomes = crate::run::run(&resolved, &run, &ctx, last, force)?;
@@ -46,7 +46,7 @@ pub(super) fn stages(global: &Global, args: &RecipeArgs, last: &str, force: bool
 
 /// Shows the resolved plan.
 pub(super) fn plan(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.set)?;
+    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
     let out = out_dir(args, &resolved);
     let facts = facts(&resolved.plan, &out)?;
     let settings: Vec<_> = resolved

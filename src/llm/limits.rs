@@ -263,7 +263,7 @@ impl Circuit {
         let down = match &mut state.open {
             Some(open) if pass == Pass::Probe => {
                 open.failed_probes += 1;
-                open.wait *= 2;
+                open.wait = (open.wait * 2).min(LONGEST_PAUSE);
                 (open.probe_at, open.probing) = (Instant::now() + open.wait, false);
                 open.failed_probes >= self.probes
             }
@@ -293,5 +293,96 @@ impl Circuit {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderName;
+
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(k, v)| (k.parse::<HeaderName>().unwrap(), v.parse().unwrap())).collect()
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn a_server_says_in_four_ways_when_to_come_again() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let date = httpdate::fmt_http_date(now + Duration::from_secs(7));
+        let past = httpdate::fmt_http_date(now - Duration::from_secs(7));
+        for (pairs, want) in [
+            (vec![("retry-after", "3")], Some(3.0)),
+            (vec![("retry-after", " 0.25 ")], Some(0.25)),
+            (vec![("retry-after", date.as_str())], Some(7.0)),
+            (vec![("retry-after", past.as_str())], Some(0.0)),
+            (vec![("retry-after-ms", "40"), ("retry-after", "9")], Some(0.04)),
+            (vec![("retry-after", "999999")], Some(LONGEST_PAUSE.as_secs_f64())),
+            (vec![("retry-after", "-1")], None),
+            (vec![("retry-after", "soon")], None),
+            (vec![], None),
+        ] {
+            assert_eq!(retry_after(&headers(&pairs), now).map(|d| d.as_secs_f64()), want, "{pairs:?}");
+        }
+        for (text, want) in [("6m0s", 360.0), ("20ms", 0.02), ("1h2m3.5s", 3723.5), ("17", 17.0)] {
+            assert_eq!(go_duration(text).unwrap().as_secs_f64(), want, "{text}");
+        }
+        assert_eq!((go_duration("1y"), go_duration("s")), (None, None));
+    }
+
+    #[test]
+    fn lower_limits_of_the_server_are_taken_over_and_nothing_left_means_a_pause() {
+        runtime().block_on(async {
+            let limiter = Limiter::new(Some(6000), None);
+            limiter.heed(&headers(&[("x-ratelimit-limit-requests", "60"), ("x-ratelimit-remaining-requests", "9")]));
+            assert_eq!(limiter.lock().requests.unwrap().per_minute, 60.0);
+            limiter.heed(&headers(&[("x-ratelimit-limit-requests", "600")]));
+            assert_eq!(limiter.lock().requests.unwrap().per_minute, 60.0, "never higher");
+            assert!(limiter.try_take(1).is_zero());
+            limiter.heed(&headers(&[("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "30s")]));
+            assert!(limiter.try_take(1) > Duration::from_secs(29));
+        });
+    }
+
+    #[test]
+    fn tokens_count_as_well_as_requests() {
+        runtime().block_on(async {
+            // Five seconds' worth is 100 tokens.
+            let limiter = Limiter::new(None, Some(1200));
+            assert!(limiter.try_take(60).is_zero());
+            let wait = limiter.try_take(60).as_secs_f64();
+            assert!((0.9..=1.0).contains(&wait), "{wait}");
+            assert!(limiter.try_take(40).is_zero(), "a smaller one fits");
+            assert!(limiter.try_take(1_000_000) <= Duration::from_secs(5), "a large one waits for a full bucket");
+        });
+    }
+
+    #[test]
+    fn the_circuit_opens_is_probed_by_one_and_closes_or_stays_open() {
+        runtime().block_on(async {
+            let circuit = Circuit::new(2, Duration::from_millis(10), 2);
+            assert_eq!(circuit.admit().await, Pass::Normal);
+            circuit.failure(Pass::Normal);
+            circuit.success();
+            circuit.failure(Pass::Normal);
+            assert_eq!(circuit.admit().await, Pass::Normal, "failures in a row count");
+            circuit.failure(Pass::Normal);
+            assert_eq!(circuit.admit().await, Pass::Probe);
+            let second = tokio::time::timeout(Duration::from_millis(30), circuit.admit()).await;
+            assert!(second.is_err(), "one probe at a time");
+            circuit.success();
+            assert_eq!(circuit.admit().await, Pass::Normal);
+            circuit.failure(Pass::Normal);
+            circuit.failure(Pass::Normal);
+            for last in [false, true] {
+                let pass = circuit.admit().await;
+                assert_eq!((pass, circuit.failure(pass)), (Pass::Probe, last));
+            }
+            assert_eq!(circuit.admit().await, Pass::Never);
+        });
     }
 }

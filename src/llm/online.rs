@@ -205,10 +205,14 @@ impl<'a> Exchange<'a> {
                 return Next::End(Ended::Fatal(e));
             }
         };
-        let sent = self.send(body).await;
-        drop(slot);
-        match sent {
-            Ok(response) => self.read(id, pass, dialect, response).await,
+        match self.send(body).await {
+            Ok(response) => {
+                // A server that refuses to work must be known to do so before another request takes the slot.
+                let slot = (!response.status.is_success()).then_some(slot);
+                let next = self.read(id, pass, dialect, response).await;
+                drop(slot);
+                next
+            }
             Err(lost) => self.lost(id, pass, lost),
         }
     }
@@ -331,6 +335,7 @@ impl<'a> Exchange<'a> {
             404 => "check base_url (up to /v1) and the model's name; `curl BASE_URL/models` lists them",
             _ => "check the quota and the billing of this account",
         };
+        self.shared.stopping.send_replace(true);
         Next::End(Ended::Fatal(
             Error::new(Kind::Run, "the language-model server refuses to work")
                 .at(&self.lane.endpoint.identity)

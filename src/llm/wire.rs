@@ -113,6 +113,7 @@ impl Prepared {
             // A token of any byte-level vocabulary stands for at least one byte.
             most_prompt: prompt(bytes + schema),
             most_completion: u64::from(self.request.sampling.max_tokens),
+            images: self.request.images() as u64,
         }
     }
 }
@@ -130,16 +131,22 @@ pub(super) struct TokenBounds {
     pub(super) likely_prompt: u64,
     pub(super) most_prompt: u64,
     pub(super) most_completion: u64,
+    /// Images, whose tokens every model counts in its own way.
+    pub(super) images: u64,
 }
+
+/// Tokens that an image cannot exceed on any known model.
+const TOKENS_OF_ANY_IMAGE: u64 = 65_536;
 
 impl TokenBounds {
     /// Bounds of a request that is only known by its canonical form.
     pub(super) fn of_canonical(canonical: &str, image_tokens: u32) -> Self {
         let value: Value = serde_json::from_str(canonical).unwrap_or_default();
-        let images = canonical.matches("\"image\":").count() as u64 * u64::from(image_tokens);
+        let count = canonical.matches("{\"image\":").count() as u64;
+        let images = count * u64::from(image_tokens);
         let bytes = canonical.len() as u64;
         let most_completion = value["sampling"]["max_tokens"].as_u64().unwrap_or(u64::from(u32::MAX));
-        Self { likely_prompt: bytes / 4 + images, most_prompt: bytes + images, most_completion }
+        Self { likely_prompt: bytes / 4 + images, most_prompt: bytes + images, most_completion, images: count }
     }
 
     /// The server's count where it is possible, an estimate otherwise: a server that lies must not decide how much of
@@ -151,7 +158,7 @@ impl TokenBounds {
         match claimed {
             Some(Claimed { prompt_tokens: Some(prompt), completion_tokens: Some(completion) })
                 if prompt > 0
-                    && prompt <= slack(self.most_prompt)
+                    && prompt <= slack(self.most_prompt + self.images * TOKENS_OF_ANY_IMAGE)
                     && completion >= least
                     && completion <= slack(self.most_completion) =>
             {
@@ -417,5 +424,114 @@ impl Read {
             fingerprint: self.fingerprint,
             from_cache,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llm::{EndpointRole, ReplySchema};
+
+    fn prepared(change: impl FnOnce(&mut Request, &mut LlmConfig)) -> (Prepared, Endpoint, LlmConfig) {
+        let mut config = LlmConfig::default();
+        config.generate.base_url = Some("http://127.0.0.1:1/v1".into());
+        config.generate.model = Some("m".into());
+        let user = |text: &str| Message::text(Speaker::User, text);
+        let mut request = Request::new(
+            EndpointRole::Generate,
+            vec![Message::text(Speaker::System, "rules"), user("one\n"), user("two")],
+        );
+        change(&mut request, &mut config);
+        let endpoint = Endpoint::resolve(EndpointRole::Generate, &config, &|_| None).unwrap();
+        (Prepared::new(request, &endpoint, &config).unwrap(), endpoint, config)
+    }
+
+    fn body(change: impl FnOnce(&mut Request, &mut LlmConfig), dialect: Dialect) -> Value {
+        let (prepared, endpoint, config) = prepared(change);
+        serde_json::from_slice(&prepared.body(&endpoint, &config, dialect).unwrap()).unwrap()
+    }
+
+    const EXACT: Dialect = Dialect { structured: StructuredOutput::JsonSchema, completion_limit: false };
+
+    #[test]
+    fn the_body_says_what_the_dialect_allows() {
+        let schema = || Some(ReplySchema { name: "s".into(), schema: json!({ "type": "object" }).into() });
+        let exact = body(|r, _| r.schema = schema(), EXACT);
+        assert_eq!(exact["response_format"]["json_schema"]["schema"]["type"], "object");
+        assert_eq!((&exact["max_tokens"], &exact["max_completion_tokens"]), (&1500.into(), &Value::Null));
+        assert_eq!(exact["messages"].as_array().unwrap().len(), 3);
+        let simple = Dialect { structured: StructuredOutput::JsonObject, completion_limit: true };
+        let simple = body(|r, _| r.schema = schema(), simple);
+        assert_eq!(simple["response_format"], json!({ "type": "json_object" }));
+        assert_eq!((&simple["max_tokens"], &simple["max_completion_tokens"]), (&Value::Null, &1500.into()));
+        let none = body(|_, _| (), EXACT);
+        assert_eq!(none.get("response_format"), None);
+        let more = body(|_, c| drop(c.generate.extra_body.insert("top_k".into(), 3.into())), EXACT);
+        assert_eq!(more["top_k"], 3);
+        let seeded = body(|r, _| (r.sampling.seed, r.variant) = (Some(40), 2), EXACT);
+        assert_eq!(seeded["seed"], 42);
+    }
+
+    #[test]
+    fn consecutive_user_messages_are_joined_by_a_blank_line_if_asked() {
+        let merged = body(|_, c| c.merge_user_messages = true, EXACT);
+        assert_eq!(merged["messages"][1], json!({ "role": "user", "content": "one\n\ntwo" }));
+    }
+
+    #[test]
+    fn everything_that_changes_a_reply_changes_the_address() {
+        let key = |change: fn(&mut Request, &mut LlmConfig)| prepared(change).0.key;
+        let base = key(|_, _| ());
+        assert_eq!(base, key(|_, _| ()));
+        assert_eq!(base, key(|_, c| c.concurrency = 3), "speed changes nothing");
+        let changes: [fn(&mut Request, &mut LlmConfig); 8] = [
+            |r, _| r.messages[2] = Message::text(Speaker::User, "three"),
+            |r, _| r.sampling.temperature = Some(0.5),
+            |r, _| r.sampling.max_tokens = 7,
+            |r, _| r.model = Some("other".into()),
+            |r, _| r.variant = 1,
+            |r, _| r.schema = Some(ReplySchema { name: "s".into(), schema: Value::Null.into() }),
+            |_, c| c.generate.identity = Some("elsewhere".into()),
+            |_, c| c.merge_user_messages = true,
+        ];
+        let keys: std::collections::BTreeSet<_> = changes.into_iter().map(key).chain([base]).collect();
+        assert_eq!(keys.len(), changes.len() + 1);
+    }
+
+    #[test]
+    fn replies_of_all_servers_are_read_and_others_are_named() {
+        let bounds = TokenBounds { likely_prompt: 10, most_prompt: 40, most_completion: 100, images: 0 };
+        let read = |raw: &str| Read::parse(raw, bounds);
+        let plain = read(r#"{"choices":[{"message":{"content":"hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}"#).unwrap();
+        assert_eq!(
+            (plain.text.as_str(), plain.usage),
+            ("hello", Usage { prompt_tokens: 9, completion_tokens: 2, estimated: false })
+        );
+        let parts =
+            read(r#"{"choices":[{"message":{"content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}}]}"#)
+                .unwrap();
+        assert_eq!((parts.text.as_str(), parts.usage.estimated), ("ab", true));
+        let null = read(r#"{"choices":[{"message":{"content":null,"refusal":"no"}}],"usage":{"prompt_tokens":-5,"completion_tokens":"x"}}"#).unwrap();
+        assert_eq!((null.refusal.as_deref(), null.usage.estimated), (Some("no"), true));
+        for lie in [r#"{"prompt_tokens":0,"completion_tokens":2}"#, r#"{"prompt_tokens":9,"completion_tokens":5000}"#] {
+            let raw = format!(r#"{{"choices":[{{"message":{{"content":"hello"}}}}],"usage":{lie}}}"#);
+            assert!(read(&raw).unwrap().usage.estimated, "{lie}");
+        }
+        for (raw, says) in
+            [("", "empty"), ("<html>", "<html>"), (r#"{"choices":[]}"#, "no choices"), (r#"{"error":"x"}"#, "choices")]
+        {
+            assert!(read(raw).unwrap_err().contains(says), "{raw}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_scaled_to_its_longest_side_and_a_small_jpeg_is_sent_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (large, small) = (dir.path().join("l.png"), dir.path().join("s.jpg"));
+        ::image::RgbImage::from_fn(90, 40, |x, _| ::image::Rgb([x as u8, 1, 2])).save(&large).unwrap();
+        ::image::RgbImage::from_fn(20, 10, |x, _| ::image::Rgb([x as u8, 1, 2])).save(&small).unwrap();
+        let sent = image::decode(&jpeg(&large, 30, 90).unwrap(), "sent").unwrap();
+        assert_eq!((sent.width, sent.height), (30, 13));
+        assert_eq!(jpeg(&small, 30, 90).unwrap(), std::fs::read(&small).unwrap());
     }
 }

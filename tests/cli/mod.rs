@@ -4,6 +4,7 @@ mod bad_input;
 mod config;
 mod help;
 mod machine;
+mod mock;
 mod model;
 mod run;
 
