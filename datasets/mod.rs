@@ -9,6 +9,7 @@ use burn::data::dataset::Dataset;
 
 use crate::{
     error::{Error, Kind, Result},
+    registry,
     sample::Sample,
     source::{DataConfig, Source},
 };
@@ -28,8 +29,8 @@ pub const DATASETS: &[&dyn Source] = &[&phantom::Phantom, &llava::Llava, &messag
 /// # Errors
 /// There is none.
 pub fn find(name: &str) -> Result<&'static dyn Source> {
-    DATASETS.iter().copied().find(|d| d.name() == name).ok_or_else(|| {
-        let names: Vec<&str> = DATASETS.iter().map(|d| d.name()).collect();
+    registry::datasets().find(|d| d.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = registry::datasets().map(|d| d.name()).collect();
         Error::new(Kind::Config, "unknown data source")
             .at("data.source")
             .expected(format!("one of {}", names.join(", ")))

@@ -2,8 +2,10 @@
 
 use crate::recipe::Recipe;
 
+pub mod medhalltune;
 pub mod phantom;
 pub mod vqa;
 
 /// All recipes.
-pub const RECIPES: &[&dyn Recipe] = &[&phantom::Phantom, &vqa::Vqa];
+pub const RECIPES: &[&dyn Recipe] =
+    &[&phantom::Phantom, &vqa::Vqa, &medhalltune::MedHallTune, &medhalltune::rehearsal::Rehearsal];

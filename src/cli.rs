@@ -97,7 +97,7 @@ pub enum Verb {
     Plan(RecipeArgs),
     /// Make instruction rows from the source: samples.jsonl
     #[command(after_help = STAGE_HELP)]
-    Build(StageArgs),
+    Build(BuildArgs),
     /// Filter rows: each ends in kept.jsonl or, with a reason code, in rejected.jsonl
     #[command(after_help = STAGE_HELP)]
     Qc(StageArgs),
@@ -112,7 +112,7 @@ pub enum Verb {
     Eval(StageArgs),
     /// Judge the answers: verdicts.jsonl
     #[command(after_help = STAGE_HELP)]
-    Judge(StageArgs),
+    Judge(JudgeArgs),
     /// Write the tables with intervals: report.json and report.html
     #[command(after_help = STAGE_HELP)]
     Report(StageArgs),
@@ -161,6 +161,14 @@ pub enum Verb {
         #[arg(long, short, value_name = "DIR", default_value = ".")]
         out: PathBuf,
     },
+    /// Tell the story of one row: image, source, requests and replies, checks, split, training steps, answers, verdicts
+    #[command(after_help = "Example:\n  medtune trace phantom-000003-n0 run/rehearsal")]
+    Trace {
+        /// Id of the row
+        row: String,
+        /// Run directory
+        run: PathBuf,
+    },
     /// Explain a recipe, reader, model, stage, quality rule, metric or configuration key
     #[command(
         after_help = "Examples:\n  medtune explain phantom\n  medtune explain train.learning_rate\n  medtune explain train"
@@ -169,6 +177,34 @@ pub enum Verb {
         /// Name of the thing, as the lists show it
         name: String,
     },
+}
+
+/// What `build` takes.
+#[derive(Debug, Clone, Args)]
+pub struct BuildArgs {
+    /// The stage.
+    #[command(flatten)]
+    pub stage: StageArgs,
+    /// Send nothing to a language model: print the first requests and what all of them would cost
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What `judge` takes.
+#[derive(Debug, Clone, Args)]
+pub struct JudgeArgs {
+    /// The stage.
+    #[command(flatten)]
+    pub stage: StageArgs,
+    /// Send nothing to a language model: print the first requests and what all of them would cost
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Score the replies that are in the ledger again, without a request; answers without one count as failed
+    #[arg(long, conflicts_with = "dry_run")]
+    pub from_cache: bool,
+    /// File with the instruction for the judging model, as `--set judge.prompt=FILE`
+    #[arg(long, value_name = "FILE")]
+    pub judge_prompt: Option<PathBuf>,
 }
 
 const STAGE_HELP: &str = "Earlier stages run first where their results are missing or no longer hold.\nA stage whose inputs have not changed is skipped.";

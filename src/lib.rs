@@ -27,6 +27,7 @@ pub mod progress;
 pub mod qc;
 pub mod random;
 pub mod recipe;
+pub mod registry;
 pub mod run;
 pub mod run_dir;
 pub mod sample;
@@ -46,3 +47,4 @@ pub mod models;
 pub mod recipes;
 
 pub use error::{Error, Kind, Result};
+pub use registry::Registry;

@@ -2,20 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use medtune::{cli::Cli, commands};
-
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let json = cli.global.json;
-    match commands::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            commands::print_error(&error, json);
-            ExitCode::from(error.kind().exit_code())
-        }
-    }
+    medtune::Registry::default().main()
 }

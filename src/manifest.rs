@@ -108,10 +108,20 @@ impl Manifest {
             ("data", "data.path", plan.data.path.as_deref()),
             ("model", "model.checkpoint", plan.model.checkpoint.as_deref()),
             ("model", "model.vision_tower", plan.model.vision_tower.as_deref()),
+            ("judge", "judge.prompt", plan.judge.prompt.as_deref()),
+            ("judge", "judge.anchor_file", plan.judge.anchor_file.as_deref()),
         ];
         for (section, key, path) in external {
             if let Some(path) = path.filter(|p| stage.sections.contains(&section) && embedded_name(p).is_none()) {
                 inputs.insert(key.into(), self.hash(path)?);
+            }
+        }
+        if ["construct", "qc", "judge"].iter().any(|section| stage.sections.contains(section)) {
+            // Rows made, checked or judged with other texts are other rows.
+            let prompts = plan.recipe()?.prompts();
+            if !prompts.is_empty() {
+                let all = serde_json::to_string(&prompts).unwrap_or_default();
+                inputs.insert("prompts".into(), sha256_bytes(all.as_bytes()));
             }
         }
         for name in stage.reads {

@@ -8,16 +8,15 @@ use serde::{Deserialize, Serialize};
 use crate::{
     adapter::AdapterConfig,
     config::{Config, Document, Setting, to_toml},
-    datasets::DATASETS,
     error::{Error, Kind, Result},
     generate::GenerateConfig,
-    judge::JudgeConfig,
+    judge::{AnchorPolicy, Judge, JudgeConfig},
     llm::LlmConfig,
     models::{self, MODELS, ModelConfig, embedded},
     qc::QcConfig,
     recipe::ConstructConfig,
     recipe::Recipe,
-    recipes::RECIPES,
+    registry,
     source::DataConfig,
     stage::eval::EvalConfig,
     train::TrainConfig,
@@ -138,13 +137,26 @@ impl Plan {
     /// # Errors
     /// There is none of this name.
     pub fn recipe(&self) -> Result<&'static dyn Recipe> {
-        let found = RECIPES.iter().copied().find(|r| r.name() == self.recipe);
+        let found = registry::recipes().find(|r| r.name() == self.recipe);
         found.ok_or_else(|| {
             Error::new(Kind::Config, "unknown recipe plug-in")
-                .expected(names(RECIPES.iter().map(|r| r.name())))
+                .expected(names(registry::recipes().map(|r| r.name())))
                 .found(&self.recipe)
                 .help("`medtune recipes` lists them")
         })
+    }
+
+    /// The judge that the plan names, or else its recipe's own.
+    ///
+    /// # Errors
+    /// There is none of this name, or it cannot be set up.
+    pub fn make_judge(&self) -> Result<Box<dyn Judge>> {
+        let Some(name) = &self.judge.name else { return self.recipe()?.judge(self) };
+        let found = registry::judges().find(|j| j.name() == name);
+        let known = || names(registry::judges().map(|j| j.name()));
+        found
+            .ok_or_else(|| Error::new(Kind::Config, "unknown judge").at("judge.name").expected(known()).found(name))?
+            .open(self)
     }
 
     /// Key and problem of everything that the type of a value alone does not rule out.
@@ -155,7 +167,13 @@ impl Plan {
             Ok(recipe) => recipe.check(self).into_iter().for_each(|p| add("recipe", p)),
             Err(e) => add("recipe", e.to_string()),
         }
-        known(&mut add, "data.source", &self.data.source, DATASETS.iter().map(|d| d.name()));
+        known(&mut add, "data.source", &self.data.source, registry::datasets().map(|d| d.name()));
+        if self.judge.anchor == AnchorPolicy::File && self.judge.anchor_file.is_none() {
+            add("judge.anchor", "\"file\" needs judge.anchor_file".into());
+        }
+        if let Some(name) = &self.judge.name {
+            known(&mut add, "judge.name", name, registry::judges().map(|j| j.name()));
+        }
         match models::find(&self.model.name) {
             Err(_) => known(&mut add, "model.name", &self.model.name, MODELS.iter().map(|m| m.name)),
             Ok(family) if self.model.checkpoint.is_none() => {
@@ -179,6 +197,9 @@ impl Plan {
             ("data.image_dir", &self.data.image_dir),
             ("model.checkpoint", &self.model.checkpoint),
             ("model.vision_tower", &self.model.vision_tower),
+            ("judge.prompt", &self.judge.prompt),
+            ("judge.anchor_file", &self.judge.anchor_file),
+            ("judge.controls_before", &self.judge.controls_before),
         ];
         for (key, path) in paths {
             if let Some(path) = path.as_deref().filter(|p| embedded_name(p).is_none() && !p.exists()) {
@@ -243,18 +264,18 @@ fn chain(recipe: &str, problems: &mut Vec<String>) -> Vec<RecipeFile> {
 
 /// The text of a recipe: an embedded one by name, else a file.
 fn read(name: &str) -> std::result::Result<String, String> {
-    if let Some(recipe) = RECIPES.iter().find(|r| r.name() == name) {
+    if let Some(recipe) = registry::recipes().find(|r| r.name() == name) {
         return Ok(recipe.template().to_string());
     }
     std::fs::read_to_string(name).map_err(|e| {
-        let known = names(RECIPES.iter().map(|r| r.name()));
+        let known = names(registry::recipes().map(|r| r.name()));
         format!("no recipe `{name}`: it is none of the names {known}, and reading it as a file failed: {e}")
     })
 }
 
 /// A base recipe as `file` names it: a registered name, or a path relative to `file`.
 fn beside(file: &str, base: &str) -> String {
-    if RECIPES.iter().any(|r| r.name() == base) {
+    if registry::recipes().any(|r| r.name() == base) {
         return base.to_string();
     }
     let path = Path::new(file).parent().map_or_else(|| PathBuf::from(base), |dir| dir.join(base));

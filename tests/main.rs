@@ -4,8 +4,10 @@
 
 mod cli;
 mod eval;
+mod judge;
 mod llm;
 mod parity;
+mod plugin;
 mod report;
 #[cfg(feature = "slow")]
 mod slow;

@@ -146,7 +146,7 @@ fn phantom_run(dir: &Path, images: usize) -> Inputs {
                     "Yes, the lead of the pacemaker ends in the right ventricle.".into()
                 };
                 inputs.answers.push(Answer { id: id.clone(), model, answer });
-                inputs.verdicts.push(Verdict { id: id.clone(), model, outcome });
+                inputs.verdicts.push(Verdict { id: id.clone(), model, outcome, requests: Vec::new() });
             }
             inputs.kept.push(row);
         }
@@ -218,7 +218,7 @@ fn vqa_run(images: usize) -> Inputs {
                     reason: "by words".into(),
                 };
                 inputs.answers.push(Answer { id: row.id.clone(), model, answer: "no".into() });
-                inputs.verdicts.push(Verdict { id: row.id.clone(), model, outcome });
+                inputs.verdicts.push(Verdict { id: row.id.clone(), model, outcome, requests: Vec::new() });
             }
             inputs.kept.push(row);
         }

@@ -16,7 +16,8 @@ use crate::{
         truth::{Assertion, Claim, Truth},
     },
     error::{Error, Kind, Result},
-    judge::{Judge, Outcome, ReferenceJudge, Scores, Stance},
+    judge::{Judge, JudgeDef, Judged, Outcome, ReferenceJudge, Ruling, Scores, Stance},
+    plan::Plan,
     run_dir::sha256_bytes,
     sample::Sample,
 };
@@ -36,11 +37,26 @@ impl Judge for RubricJudge {
         })
     }
 
-    fn judge(&self, sample: &Sample, answer: &str) -> Result<Outcome> {
+    fn judge(&self, Judged { sample, answer, .. }: Judged<'_>) -> Result<Ruling> {
         let (Some(truth), Some(claim)) = (meta::<Truth>(sample, "truth")?, meta::<Claim>(sample, "claim")?) else {
-            return ReferenceJudge.judge(sample, answer);
+            return Ok(ReferenceJudge::rate(sample, answer).into());
         };
-        Ok(rate(&truth, &claim, answer))
+        Ok(rate(&truth, &claim, answer).into())
+    }
+}
+
+impl JudgeDef for RubricJudge {
+    fn name(&self) -> &'static str {
+        "rubric"
+    }
+
+    fn about(&self) -> &'static str {
+        "Fixed rules that hold an answer against the known truth of its phantom image; no language model.\n\
+         The same answer always gets the same scores. Rows without a truth go to the judge `reference`."
+    }
+
+    fn open(&self, _plan: &Plan) -> Result<Box<dyn Judge>> {
+        Ok(Box::new(*self))
     }
 }
 
@@ -257,10 +273,11 @@ mod tests {
 
     #[test]
     fn rows_without_truth_are_judged_by_their_reference() {
-        assert_eq!(RubricJudge.judge(&row(None), "left").unwrap(), Outcome::NoReference);
+        let judge = |sample: &Sample| RubricJudge.judge(Judged { sample, answer: "left", anchor: None });
+        assert_eq!(judge(&row(None)).unwrap(), Ruling::Settled(Outcome::NoReference));
         let mut broken = row(None);
         broken.meta.insert("truth".into(), serde_json::json!({"modality": "toaster"}));
-        assert!(RubricJudge.judge(&broken, "left").is_err());
+        assert!(judge(&broken).is_err());
         assert_eq!(RubricJudge.signature(), RubricJudge.signature());
     }
 }

@@ -9,13 +9,12 @@ use super::{columns, emit, first_line, print};
 use crate::{
     cli::Global,
     config::{Config, inline},
-    datasets::DATASETS,
     error::{Error, Kind, Result},
     metric::METRICS,
     models::{self, MODELS, embedded::EMBEDDED},
     plan::Plan,
     qc::RULES,
-    recipes::RECIPES,
+    registry,
     stage::STAGES,
     weights::Checkpoint,
 };
@@ -78,11 +77,11 @@ fn model_entries() -> Vec<Entry> {
 }
 
 fn dataset_entries() -> Vec<Entry> {
-    DATASETS.iter().map(|d| Entry::new("data set reader", d.name(), d.doc())).collect()
+    registry::datasets().map(|d| Entry::new("data set reader", d.name(), d.doc())).collect()
 }
 
 fn recipe_entries() -> Vec<Entry> {
-    RECIPES.iter().map(|r| Entry::new("recipe", r.name(), r.about())).collect()
+    registry::recipes().map(|r| Entry::new("recipe", r.name(), r.about())).collect()
 }
 
 pub(super) fn models(global: &Global) -> Result<()> {
@@ -157,9 +156,9 @@ pub(super) fn recipes(global: &Global) -> Result<()> {
 }
 
 pub(super) fn recipe(global: &Global, name: &str) -> Result<()> {
-    let found = RECIPES.iter().find(|r| r.name() == name).ok_or_else(|| {
+    let found = registry::recipes().find(|r| r.name() == name).ok_or_else(|| {
         Error::new(Kind::Config, "unknown recipe")
-            .expected(RECIPES.iter().map(|r| r.name()).collect::<Vec<_>>().join(", "))
+            .expected(registry::recipes().map(|r| r.name()).collect::<Vec<_>>().join(", "))
             .found(name)
             .help("`medtune recipes` lists them")
     })?;
@@ -178,11 +177,16 @@ fn all_entries() -> Vec<Entry> {
         let entry = Entry::new("stage", stage.name, stage.about);
         all.push(entry.with("reads", stage.reads).with("writes", stage.writes).with("depends on", stage.sections));
     }
-    let recipe_rules = RECIPES.iter().flat_map(|r| r.rules());
-    for rule in RULES.iter().chain(recipe_rules) {
+    for rule in RULES.iter().copied().chain(registry::recipes().flat_map(registry::rules)) {
         if !all.iter().any(|e| e.kind == "quality rule" && e.name == rule.code()) {
             all.push(Entry::new("quality rule", rule.code(), rule.doc()));
         }
+    }
+    for judge in registry::judges() {
+        all.push(Entry::new("judge", judge.name(), judge.about()));
+    }
+    for rules in crate::llm::mock::RULES {
+        all.push(Entry::new("rules of the rehearsal server", rules.name(), rules.about()));
     }
     for metric in METRICS {
         all.push(Entry::new("metric", metric.key, metric.about).with("signature", metric.signature));

@@ -12,6 +12,8 @@ use crate::{
     error::{Error, Kind, Result},
     models,
     plan::Resolved,
+    recipe::Recipe,
+    recipes::vqa::Vqa,
     run_dir::{RunDir, stream_jsonl},
     sample::{Sample, Split},
     source::Note,
@@ -218,13 +220,18 @@ impl Tokens<'_> {
 pub(super) fn leak(global: &Global, args: &RecipeArgs) -> Result<()> {
     let resolved = Resolved::new(&args.recipe, &args.overrides())?;
     let ctx = context(global)?;
+    let mut plan = resolved.plan.clone();
+    if plan.recipe()?.author().is_some() {
+        // Images and questions of the source are what can leak, and to look at them is no reason to pay for more.
+        plan.recipe = Vqa.name().into();
+    }
     let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let dir = RunDir::open(scratch.path())?;
-    build::run(&resolved.plan, &dir, &ctx)?;
-    let own = qc::leaks(&resolved.plan, &dir, &ctx, |s| s.split)?;
+    build::run(&plan, &dir, &ctx)?;
+    let own = qc::leaks(&plan, &dir, &ctx, |s| s.split)?;
     // Marks are worth a look even where this program splits by image.
     let marked = stream_jsonl::<Sample>(&dir.path("samples.jsonl"))?.any(|s| s.is_ok_and(|s| mark(&s).is_some()));
-    let marks = marked.then(|| qc::leaks(&resolved.plan, &dir, &ctx, |s| mark(s).unwrap_or(s.split))).transpose()?;
+    let marks = marked.then(|| qc::leaks(&plan, &dir, &ctx, |s| mark(s).unwrap_or(s.split))).transpose()?;
     emit(global, json!({ "split": own, "marked_split": marks }), || {
         let marks = marks.as_ref().map(|m| format!("\n\nthe data set's own split\n{m}")).unwrap_or_default();
         format!("this run's split\n{own}{marks}")

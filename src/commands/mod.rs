@@ -15,10 +15,12 @@ use crate::{
 
 mod catalogue;
 mod data;
+mod dry;
 mod machine;
 mod mock;
 mod model;
 mod run;
+mod trace;
 
 /// Does what the command line asks for.
 ///
@@ -28,12 +30,13 @@ pub fn run(cli: Cli) -> Result<()> {
     let g = &cli.global;
     match cli.verb {
         Verb::Run(args) => run::stages(g, &args, "report", false),
-        Verb::Build(a) => run::stages(g, &a.recipe, "build", a.force),
+        Verb::Build(a) if a.dry_run => dry::build(g, &a.stage.recipe),
+        Verb::Build(a) => run::stages(g, &a.stage.recipe, "build", a.stage.force),
         Verb::Qc(a) => run::stages(g, &a.recipe, "qc", a.force),
         Verb::Encode(a) => run::stages(g, &a.recipe, "encode", a.force),
         Verb::Train(a) => run::stages(g, &a.recipe, "train", a.force),
         Verb::Eval(a) => run::stages(g, &a.recipe, "eval", a.force),
-        Verb::Judge(a) => run::stages(g, &a.recipe, "judge", a.force),
+        Verb::Judge(a) => run::judge(g, &a),
         Verb::Report(a) => run::stages(g, &a.recipe, "report", a.force),
         Verb::Plan(args) => run::plan(g, &args),
         Verb::Generate(args) => model::answer(g, &args),
@@ -50,6 +53,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Devices => machine::devices(g),
         Verb::Doctor { out } => machine::doctor(g, &out),
         Verb::Explain { name } => catalogue::explain(g, &name),
+        Verb::Trace { row, run } => trace::trace(g, &row, &run),
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{columns, context, emit};
 use crate::{
-    cli::{Global, RecipeArgs},
+    cli::{Global, JudgeArgs, RecipeArgs},
     config::inline,
     device::DeviceSpec,
     error::{Error, Result},
@@ -16,6 +16,7 @@ use crate::{
     run_dir::{RunDir, read_json, read_jsonl},
     sample::{Sample, Split},
     stage::{
+        Ctx,
         encode::EncodeReport,
         report::table,
         train::{Estimate, estimate},
@@ -29,10 +30,24 @@ pub(super) fn out_dir(args: &RecipeArgs, resolved: &Resolved) -> PathBuf {
 
 /// Runs the stages up to `last`.
 pub(super) fn stages(global: &Global, args: &RecipeArgs, last: &str, force: bool) -> Result<()> {
+    stages_in(global, args, last, force, &context(global)?)
+}
+
+/// Judges, as the flags of its verb say.
+pub(super) fn judge(global: &Global, args: &JudgeArgs) -> Result<()> {
+    let mut recipe = args.stage.recipe.clone();
+    recipe.set.extend(args.judge_prompt.iter().map(|path| format!("judge.prompt={}", path.display())));
+    if args.dry_run {
+        return super::dry::judge(global, &recipe);
+    }
+    let ctx = Ctx { offline: args.from_cache, ..context(global)? };
+    stages_in(global, &recipe, "judge", args.stage.force || args.from_cache, &ctx)
+}
+
+fn stages_in(global: &Global, args: &RecipeArgs, last: &str, force: bool, ctx: &Ctx) -> Result<()> {
     let resolved = Resolved::new(&args.recipe, &args.overrides())?;
-    let ctx = context(global)?;
     let run = RunDir::open(out_dir(args, &resolved))?;
-    let outcomes = crate::run::run(&resolved, &run, &ctx, last, force)?;
+    let outcomes = crate::run::run(&resolved, &run, ctx, last, force)?;
     let table = match last {
         "report" => table(&run.read_json("report.json")?),
         _ => String::new(),

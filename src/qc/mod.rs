@@ -12,6 +12,7 @@ use crate::{
     error::Result,
     leak::{firewall::Firewall, picture::Pictures},
     sample::Sample,
+    stage::verify::VerifyConfig,
 };
 
 pub mod answer_only;
@@ -66,6 +67,8 @@ pub struct QcConfig {
     pub allow_leaks: bool,
     /// What a model could learn without looking at the images.
     pub bias: BiasConfig,
+    /// Check by a language model, after the rules.
+    pub verify: VerifyConfig,
 }
 
 impl Default for QcConfig {
@@ -79,6 +82,7 @@ impl Default for QcConfig {
             reject_duplicate_images: true,
             allow_leaks: false,
             bias: BiasConfig::default(),
+            verify: VerifyConfig::default(),
         }
     }
 }

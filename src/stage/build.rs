@@ -12,7 +12,7 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{Ctx, Summary, encode::RejectedRow};
+use super::{Ctx, Summary, construct, encode::RejectedRow};
 use crate::{
     datasets::{self, MARKED_SPLIT},
     error::{Error, Kind, Result},
@@ -74,6 +74,8 @@ pub struct Built {
     pub categories: BTreeMap<String, usize>,
     /// What the reader says about the data set.
     pub notes: Vec<Note>,
+    /// What asking a language model came to, as lines of a summary.
+    pub asked: Vec<(String, String)>,
     /// The first row that cannot be used.
     first_problem: Option<String>,
 }
@@ -86,18 +88,26 @@ pub fn build(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Built> {
     let recipe = plan.recipe()?;
     let mut gate = Gate::default();
     let mut writer = Writer::new(dir)?;
-    let mut samples = datasets::find(&plan.data.source)?.open(&plan.data, plan.seed, dir.root())?;
-    let notes = samples.notes();
+    let source = datasets::find(&plan.data.source)?.open(&plan.data, plan.seed, dir.root())?;
+    let notes = source.notes();
+    let mut maker = recipe.author().map(|author| construct::Maker::open(plan, author, dir.root(), ctx)).transpose()?;
+    let size = maker.as_ref().map_or(BLOCK, construct::Maker::block);
+    let mut samples: Box<dyn Iterator<Item = Result<Sample>>> =
+        if maker.is_some() { Box::new(construct::gather(source)) } else { Box::new(source) };
     let mut task = ctx.progress.start("read rows", plan.data.images as u64);
     loop {
         ctx.check()?;
-        let block: Vec<Result<Sample>> = samples.by_ref().take(BLOCK).collect();
+        let block: Vec<Result<Sample>> = samples.by_ref().take(size).collect();
         if block.is_empty() {
             break;
         }
         task.advance(block.len() as u64);
         let taken = block.into_iter().filter_map(|item| gate.admit(plan, item)).collect();
-        for made in instructions(plan, recipe, taken)? {
+        let made = match &mut maker {
+            None => instructions(plan, recipe, taken),
+            Some(maker) => ask(maker, taken)?,
+        };
+        for made in made {
             writer.write(plan, made)?;
         }
     }
@@ -106,6 +116,7 @@ pub fn build(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Built> {
     built.rows_in = gate.rows_in;
     built.beyond_limit = gate.beyond_limit;
     built.notes = notes.all();
+    built.asked = maker.map_or_else(|| Ok(Vec::new()), construct::Maker::finish)?;
     if built.rows == 0 {
         return Err(nothing(&built));
     }
@@ -128,10 +139,7 @@ struct Made {
 }
 
 /// Instruction rows of a block of source rows, in their order.
-///
-/// # Errors
-/// Work has to end; a row that cannot be used is no error.
-fn instructions(plan: &Plan, recipe: &dyn Recipe, block: Vec<Item>) -> Result<Vec<Made>> {
+fn instructions(plan: &Plan, recipe: &dyn Recipe, block: Vec<Item>) -> Vec<Made> {
     let make = |item: Item| match item {
         Item::Reject(row) => Made { unread: vec![*row], ..Made::default() },
         Item::Use(sample) => match recipe.construct(plan, (*sample).clone()) {
@@ -142,7 +150,30 @@ fn instructions(plan: &Plan, recipe: &dyn Recipe, block: Vec<Item>) -> Result<Ve
             }
         },
     };
-    Ok(block.into_par_iter().map(make).collect())
+    block.into_par_iter().map(make).collect()
+}
+
+/// Instruction rows of a block of source rows, made by a language model, in their order.
+///
+/// # Errors
+/// Work has to end; a request that fails is no error.
+fn ask(maker: &mut construct::Maker<'_>, block: Vec<Item>) -> Result<Vec<Made>> {
+    let mut all: Vec<Made> = Vec::with_capacity(block.len());
+    let (mut places, mut sources) = (Vec::new(), Vec::new());
+    for (i, item) in block.into_iter().enumerate() {
+        all.push(match item {
+            Item::Reject(row) => Made { unread: vec![*row], ..Made::default() },
+            Item::Use(sample) => {
+                places.push(i);
+                sources.push(*sample);
+                Made::default()
+            }
+        });
+    }
+    for (i, made) in places.into_iter().zip(maker.make(sources)?) {
+        all[i] = Made { rows: made.rows, unread: made.rejected };
+    }
+    Ok(all)
 }
 
 /// Counts source rows, and keeps those that are beyond the limit or named twice out.
@@ -305,6 +336,7 @@ fn summary(built: &Built) -> Summary {
     if built.beyond_limit > 0 {
         summary.line("beyond data.images", built.beyond_limit);
     }
+    summary.lines.extend(built.asked.iter().cloned());
     summary.line("unusable rows", built.unread);
     for (code, n) in &built.codes {
         summary.line(&format!("  {code}"), n);

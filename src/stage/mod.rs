@@ -16,12 +16,14 @@ use crate::{
 };
 
 pub mod build;
+pub mod construct;
 pub mod encode;
 pub mod eval;
 pub mod judge;
 pub mod qc;
 pub mod report;
 pub mod train;
+pub mod verify;
 
 /// What every stage may use besides its plan and directory.
 #[derive(Debug, Clone)]
@@ -34,6 +36,8 @@ pub struct Ctx {
     pub progress: Progress,
     /// Set when the user interrupts; a stage saves what it has and returns [`Ctx::check`]'s error.
     pub stop: Arc<AtomicBool>,
+    /// Ask no language-model server: replies come from the ledger of the run directory or not at all.
+    pub offline: bool,
 }
 
 impl Ctx {
@@ -42,7 +46,7 @@ impl Ctx {
     /// # Errors
     /// The device cannot be opened.
     pub fn new(device: DeviceSpec, progress: Progress) -> Result<Self> {
-        Ok(Self { device: device.open()?, device_spec: device, progress, stop: Arc::default() })
+        Ok(Self { device: device.open()?, device_spec: device, progress, stop: Arc::default(), offline: false })
     }
 
     /// Whether the user has asked to stop.
@@ -110,7 +114,7 @@ pub const STAGES: &[Stage] = &[
         reads: &[],
         writes: &["samples.jsonl", "unread.jsonl", "images.jsonl", "images"],
         scratch: &[".tmp-samples"],
-        sections: &["data", "construct"],
+        sections: &["data", "construct", "llm.generate"],
         device: false,
         run: build::run,
     },
@@ -120,7 +124,7 @@ pub const STAGES: &[Stage] = &[
         reads: &["samples.jsonl", "unread.jsonl", "images.jsonl", "images"],
         writes: &["kept.jsonl", "rejected.jsonl", "qc.json"],
         scratch: &[],
-        sections: &["qc", "data.firewall"],
+        sections: &["qc", "data.firewall", "llm.generate", "llm.qc"],
         device: false,
         run: qc::run,
     },
@@ -158,9 +162,9 @@ pub const STAGES: &[Stage] = &[
         name: "judge",
         about: "Judges every answer beside the truth.",
         reads: &["kept.jsonl", "answers.jsonl"],
-        writes: &["verdicts.jsonl"],
+        writes: &["verdicts.jsonl", "panel.jsonl", "judge.json"],
         scratch: &[],
-        sections: &["judge"],
+        sections: &["judge", "llm.generate", "llm.judge"],
         device: false,
         run: judge::run,
     },

@@ -8,7 +8,11 @@ use std::{collections::BTreeMap, path::Path};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-use super::{Ctx, Summary, encode::RejectedRow};
+use super::{
+    Ctx, Summary,
+    encode::RejectedRow,
+    verify::{self, VerifyReport},
+};
 use crate::{
     error::{Error, Kind, Result},
     leak::{LeakCheck, LeakReport, firewall::Firewall, picture::Pictures},
@@ -19,6 +23,7 @@ use crate::{
         bias::{BiasCheck, BiasReport},
     },
     recipes::phantom::WRONG_PAIR,
+    registry,
     run_dir::{JsonlReplacement, Line, Lines, RunDir},
     sample::{ImageRef, Sample, Split},
 };
@@ -67,6 +72,9 @@ pub struct QcReport {
     pub bias: BiasReport,
     /// What training and test have in common.
     pub leak: LeakReport,
+    /// What a language model said of the rows that passed the rules.
+    #[serde(default)]
+    pub verify: Option<VerifyReport>,
 }
 
 /// Filters `samples.jsonl`.
@@ -75,10 +83,11 @@ pub struct QcReport {
 /// The gates: too many rows are rejected, none is left, training and test share images, or a bias that the recipe does
 /// not allow. Files are complete by then.
 pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
-    let rules = if plan.qc.enabled { plan.recipe()?.rules() } else { &[] };
+    let rules = if plan.qc.enabled { registry::rules(plan.recipe()?) } else { Vec::new() };
     let (context, counts) = prepare(plan, dir, ctx)?;
-    let mut report = filter(rules, &context, counts, plan, dir, ctx)?;
+    let mut report = filter(&rules, &context, counts, plan, dir, ctx)?;
     assert_eq!(report.all.rows, counts.rows, "a row was lost in quality control");
+    report.verify = verify::run(plan, dir, ctx, |sample, code| report.reject(sample, code))?;
     (report.leak, report.bias) = inspect(&context, plan, dir, ctx)?;
     report.warnings.clone_from(&report.bias.warnings);
     dir.write_json("qc.json", &report)?;
@@ -255,6 +264,16 @@ pub fn leaks(plan: &Plan, dir: &RunDir, ctx: &Ctx, mark: impl Fn(&Sample) -> Spl
 }
 
 impl QcReport {
+    /// Counts a row that is rejected after it was counted as kept.
+    fn reject(&mut self, sample: &Sample, code: &str) {
+        self.all.rejected += 1;
+        let category = sample.category.clone().unwrap_or_else(|| "none".into());
+        self.categories.entry(category).or_default().rejected += 1;
+        let wrong = sample.meta.contains_key(WRONG_PAIR);
+        if wrong { &mut self.wrong_pairs } else { &mut self.right_pairs }.rejected += 1;
+        *self.codes.entry(code.to_string()).or_default() += 1;
+    }
+
     fn add(&mut self, sample: &Sample, verdict: &Verdict) {
         let out = *verdict != Verdict::Keep;
         self.all.add(out);
@@ -294,6 +313,9 @@ fn summary(report: &QcReport) -> Summary {
     summary.line("rejected", percent(&report.all));
     for (code, n) in &report.codes {
         summary.line(&format!("  {code}"), n);
+    }
+    if let Some(verify) = &report.verify {
+        summary.lines.extend(verify.lines());
     }
     for (category, tally) in &report.categories {
         summary.line(&format!("  of {category}"), percent(tally));

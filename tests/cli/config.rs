@@ -60,8 +60,11 @@ fn recipes_that_build_on_each_other_in_a_circle_are_refused() {
 #[test]
 fn every_recipe_prints_and_plans() {
     let dir = tempfile::tempdir().unwrap();
-    // where the question-answering recipe looks for its files
-    fs::create_dir(dir.path().join("VQA_RAD")).unwrap();
+    // where recipes look for their files
+    for folder in ["VQA_RAD", "images"] {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+    }
+    fs::write(dir.path().join("llava_med_alignment.json"), "[]").unwrap();
     let list = medtune(dir.path(), &["recipes", "--json"]).code(0).json();
     let list = list.as_array().unwrap();
     assert!(!list.is_empty());

@@ -6,6 +6,7 @@ mod help;
 mod machine;
 mod mock;
 mod model;
+mod rehearsal;
 mod run;
 
 use std::{

@@ -30,7 +30,7 @@ pub trait Rules: Send + Sync {
 }
 
 /// All rules.
-pub const RULES: &[&dyn Rules] = &[&General];
+pub const RULES: &[&dyn Rules] = &[&General, &crate::recipes::medhalltune::answers::RehearsalAnswers];
 
 /// Answers anything: JSON of the wanted shape made of words of the question, or a sentence.
 #[derive(Debug)]

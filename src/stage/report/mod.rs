@@ -97,7 +97,7 @@ pub fn read(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Inputs> {
         answers: dir.read_jsonl("answers.jsonl")?,
         verdicts: dir.read_jsonl("verdicts.jsonl")?,
         log: if optional("log.jsonl") { dir.read_jsonl("log.jsonl")? } else { Vec::new() },
-        judge: plan.recipe()?.judge(plan)?.signature(),
+        judge: plan.make_judge()?.signature(),
         device: ctx.device_spec.to_string(),
         files,
     })

@@ -1,18 +1,95 @@
 //! What a judge is: reads an answer beside the truth, returns scores or says why it cannot.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Result,
+    llm::{Reply, Request},
     metric::{closed_accuracy, open_recall},
+    plan::Plan,
     sample::{AnswerType, Role, Sample},
 };
 
-/// `[judge]` of a recipe.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub mod llm;
+pub mod measure;
+pub mod messages;
+pub mod parse;
+
+pub use messages::Anchor;
+
+/// `[judge]` of a recipe. All but `name` concerns judges that ask a language model, the one of `[llm.judge]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct JudgeConfig {}
+pub struct JudgeConfig {
+    /// Judge plug-in; the recipe's own where absent.
+    pub name: Option<String>,
+    /// File with the instruction for the judging model; this program's own text where absent.
+    pub prompt: Option<PathBuf>,
+    /// The answer that is shown with its scores beside every answer.
+    pub anchor: AnchorPolicy,
+    /// Sample answers with the replies that scored them, for `anchor = "file"`: JSONL with `question_id`, `answer` and
+    /// `result` (or `reference_answers` and `reference_scores`).
+    pub anchor_file: Option<PathBuf>,
+    /// More models of the same server that judge the same answers, to measure agreement.
+    pub panel: Vec<String>,
+    /// 0 takes the likeliest token.
+    #[schemars(range(min = 0.0, max = 2.0))]
+    pub temperature: f64,
+    /// Most tokens of a reply.
+    #[schemars(range(min = 1))]
+    pub max_tokens: u32,
+    /// More requests for an answer whose reply could not be read.
+    #[schemars(range(max = 10))]
+    pub retries: u32,
+    /// Answers that are judged again in another order and again with idle words added, to measure what order and length
+    /// do to scores; 0 for none.
+    pub probes: usize,
+    /// Whether a frozen set of answers of known worth is judged too, so that a judge that drifts is noticed.
+    pub controls: bool,
+    /// `judge.json` of an earlier run, whose scores of the frozen answers are compared with this run's.
+    pub controls_before: Option<PathBuf>,
+    /// The stage fails its gate when scores of the frozen answers are further than this from where they belong, in
+    /// points on average.
+    #[schemars(range(min = 0.0))]
+    pub max_drift: f64,
+}
+
+impl Default for JudgeConfig {
+    fn default() -> Self {
+        Self {
+            name: None,
+            prompt: None,
+            anchor: AnchorPolicy::Base,
+            anchor_file: None,
+            panel: Vec::new(),
+            temperature: 0.0,
+            max_tokens: 600,
+            retries: 2,
+            probes: 0,
+            controls: true,
+            controls_before: None,
+            max_drift: 1.0,
+        }
+    }
+}
+
+/// Which sample answer a judge sees beside the answer to be judged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AnchorPolicy {
+    /// The base model's answer, which is judged first and alone, as in the paper.
+    #[default]
+    Base,
+    /// The reference answer, which is judged first and alone; both models' answers are then judged beside it.
+    Reference,
+    /// Answers and replies from `judge.anchor_file`.
+    File,
+    /// None.
+    None,
+}
 
 /// The four clinical criteria, each from 1 to 10, higher is better.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -106,16 +183,96 @@ impl Outcome {
     }
 }
 
-/// A judge of answers.
+/// What is judged: an answer to the last question of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Judged<'a> {
+    /// The row.
+    pub sample: &'a Sample,
+    /// The answer.
+    pub answer: &'a str,
+    /// The sample answer it is shown beside, with the reply that scored it.
+    pub anchor: Option<&'a Anchor>,
+}
+
+/// What a judge does about an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ruling {
+    /// It knows.
+    Settled(Outcome),
+    /// It has to ask a language model; [`Judge::read`] gets the reply.
+    Ask(Box<Request>),
+}
+
+impl From<Outcome> for Ruling {
+    fn from(outcome: Outcome) -> Self {
+        Self::Settled(outcome)
+    }
+}
+
+/// A judge of answers, by rule or by asking a language model.
 pub trait Judge: Send + Sync {
     /// Identity of the instrument (kind, model, prompt hash, sampling), as JSON.
     fn signature(&self) -> serde_json::Value;
 
-    /// Judges `answer` to the last question of `sample`.
+    /// Judges an answer, or says what to ask.
     ///
     /// # Errors
     /// Only what makes further judging pointless; a failure of one answer is an [`Outcome`].
-    fn judge(&self, sample: &Sample, answer: &str) -> Result<Outcome>;
+    fn judge(&self, judged: Judged<'_>) -> Result<Ruling>;
+
+    /// Reads the reply to what [`Judge::judge`] asked. [`Outcome::Unparsable`] has it asked again, a few times.
+    fn read(&self, judged: Judged<'_>, reply: &Reply) -> Outcome {
+        let _ = judged;
+        Outcome::Unparsable { reply: reply.text.clone() }
+    }
+
+    /// Which sample answer it wants to see.
+    fn anchor(&self) -> AnchorPolicy {
+        AnchorPolicy::None
+    }
+
+    /// Whether it asks a language model.
+    fn asks(&self) -> bool {
+        false
+    }
+
+    /// The same judge shown sample and answer in the other order, where it is shown both.
+    fn reversed(&self) -> Option<Box<dyn Judge>> {
+        None
+    }
+}
+
+/// A judge that recipe files can name. Unit struct in [`JUDGES`].
+pub trait JudgeDef: Sync {
+    /// Name, for `judge.name`.
+    fn name(&self) -> &'static str;
+
+    /// How it judges: one line, then details.
+    fn about(&self) -> &'static str;
+
+    /// The judge of a plan.
+    ///
+    /// # Errors
+    /// The plan does not say what it needs.
+    fn open(&self, plan: &Plan) -> Result<Box<dyn Judge>>;
+}
+
+/// All judges that have a name.
+pub const JUDGES: &[&dyn JudgeDef] = &[&ReferenceJudge, &llm::Llm, &crate::recipes::phantom::rubric::RubricJudge];
+
+impl JudgeDef for ReferenceJudge {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn about(&self) -> &'static str {
+        "Compares an answer with the reference answer: closed questions by accuracy, open ones by recall of its words.\n\
+         It rates no clinical criteria."
+    }
+
+    fn open(&self, _plan: &Plan) -> Result<Box<dyn Judge>> {
+        Ok(Box::new(*self))
+    }
 }
 
 /// Judges by the reference answer alone: closed questions by the strict closed rule, all others by recall of the
@@ -133,10 +290,18 @@ impl Judge for ReferenceJudge {
         })
     }
 
-    fn judge(&self, sample: &Sample, answer: &str) -> Result<Outcome> {
+    fn judge(&self, judged: Judged<'_>) -> Result<Ruling> {
+        Ok(Self::rate(judged.sample, judged.answer).into())
+    }
+}
+
+impl ReferenceJudge {
+    /// Rates an answer.
+    #[must_use]
+    pub fn rate(sample: &Sample, answer: &str) -> Outcome {
         let reference = last_answer(sample);
         if reference.trim().is_empty() {
-            return Ok(Outcome::NoReference);
+            return Outcome::NoReference;
         }
         let closed = sample.answer_type == Some(AnswerType::Closed);
         let agreement = if closed {
@@ -155,7 +320,7 @@ impl Judge for ReferenceJudge {
             ),
         };
         let (stance, expected) = (closed_accuracy::stance(answer), closed_accuracy::stance(reference));
-        Ok(Outcome::Scored { scores: None, agreement: Some(agreement), stance, expected, correct, reason })
+        Outcome::Scored { scores: None, agreement: Some(agreement), stance, expected, correct, reason }
     }
 }
 
@@ -197,7 +362,7 @@ mod tests {
 
     #[test]
     fn the_reference_judge_scores_or_says_why_not() {
-        let judge = |kind, reference, answer| ReferenceJudge.judge(&row(kind, reference), answer).unwrap();
+        let judge = |kind, reference, answer| ReferenceJudge::rate(&row(kind, reference), answer);
         let closed = Some(AnswerType::Closed);
         assert!(matches!(
             judge(closed, "Yes", "Yes, it is."),
@@ -217,7 +382,7 @@ mod tests {
     #[test]
     fn a_verdict_survives_its_file() {
         for outcome in [
-            ReferenceJudge.judge(&row(None, "left"), "left").unwrap(),
+            ReferenceJudge::rate(&row(None, "left"), "left"),
             Outcome::Refused { reply: "no".into() },
             Outcome::Unparsable { reply: String::new() },
             Outcome::ApiError { message: "timeout".into() },
