@@ -55,7 +55,8 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Ll
         }
     }
     let stored = checkpoint.info("model.embed_tokens.weight").map(|i| i.dtype);
-    let dtype = options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(d, device)));
+    let dtype =
+        options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(&checkpoint, d, device)));
     load(LlavaMed::new(&config, device)?, &checkpoint, dtype, options.progress)
 }
 

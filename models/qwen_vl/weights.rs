@@ -29,7 +29,8 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Qw
     let config = QwenVlConfig::open(dir)?;
     let checkpoint = Checkpoint::open(dir)?;
     let stored = checkpoint.info("transformer.wte.weight").map(|i| i.dtype);
-    let dtype = options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(d, device)));
+    let dtype =
+        options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(&checkpoint, d, device)));
     load(QwenVl::new(&config, device)?, &checkpoint, dtype, options.progress)
 }
 

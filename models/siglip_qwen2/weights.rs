@@ -21,7 +21,8 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Si
     let config = SiglipQwen2Config::open(dir)?;
     let checkpoint = Checkpoint::open(dir)?;
     let stored = checkpoint.info("language_model.lm_head.weight").map(|i| i.dtype);
-    let dtype = options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(d, device)));
+    let dtype =
+        options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(&checkpoint, d, device)));
     load(SiglipQwen2::new(&config, device), &checkpoint, dtype, options.progress)
 }
 

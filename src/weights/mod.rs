@@ -84,12 +84,16 @@ pub fn keeps_half(device: &Device) -> bool {
     return false;
 }
 
-/// Type in which weights that are stored as `stored` are held on `device`: the stored type, or f32 where the device
-/// neither computes in it nor keeps it.
+/// Bytes of a checkpoint from which on half types are kept where they need not be.
+const LARGE: u64 = 2_000_000_000;
+
+/// Type in which the weights of a checkpoint that are stored as `stored` are held on `device`: the stored type where the
+/// device computes in it, else f32. On the CPU, f32 for a small checkpoint and the stored type for a large one.
 #[must_use]
-pub fn default_dtype(stored: DType, device: &Device) -> FloatDType {
+pub fn default_dtype(checkpoint: &Checkpoint, stored: DType, device: &Device) -> FloatDType {
+    let kept = if keeps_half(device) { checkpoint.num_bytes() >= LARGE } else { device.supports_dtype(stored) };
     match stored {
-        DType::F16 | DType::BF16 if keeps_half(device) || device.supports_dtype(stored) => FloatDType::from(stored),
+        DType::F16 | DType::BF16 if kept => FloatDType::from(stored),
         _ => FloatDType::F32,
     }
 }
@@ -218,7 +222,7 @@ mod tests {
             let made = init_random(LlavaMed::new(&config(), &device).unwrap(), 5, 0.3);
             made.save(dir.path(), &SaveOptions { dtype, max_shard_bytes }).unwrap();
             let load = |dtype| load_dir(dir.path(), &LoadOptions { dtype, ..LoadOptions::default() }, &device).unwrap();
-            let (kept, wide) = (load(None), load(Some(FloatDType::F32)));
+            let (kept, wide) = (load(Some(dtype)), load(None));
             for param in named_params(&kept) {
                 let matrix = param.linear_weight || param.name.ends_with("embed_tokens.weight");
                 let expected = if matrix { dtype } else { FloatDType::F32 };
