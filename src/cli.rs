@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{device::DeviceSpec, weights::Dtype};
+use crate::{ablate::Axis, device::DeviceSpec, score::read::Part, weights::Dtype};
 
 /// Builds hallucination-aware instruction data for medical vision-language models, checks it, fine-tunes on it and
 /// judges the result.
@@ -68,6 +68,52 @@ impl RecipeArgs {
     }
 }
 
+/// What `score` needs.
+#[derive(Debug, Clone, Args)]
+pub struct ScoreArgs {
+    /// Predictions: JSONL with question_id and answer (or text)
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Reference answers: JSONL or JSON with question_id and gpt4_answer (or reference, or answer); may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub reference: Vec<PathBuf>,
+    /// The part that all rows belong to; by default what rows, file names, or question and image say
+    #[arg(long, value_name = "PART")]
+    pub split: Option<Part>,
+    /// Another model's predictions for the same questions, to compare with; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub against: Vec<PathBuf>,
+    /// Judge replies for these answers (field result), for example of an earlier evaluation; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub replies: Vec<PathBuf>,
+    /// Text metrics; by default all that need no model
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub metrics: Vec<String>,
+    /// Directory of the encoder for BERTScore, or its name on the hub
+    #[arg(long, value_name = "DIR")]
+    pub bertscore_model: Option<String>,
+    /// Download the encoder if it is not on this machine
+    #[arg(long)]
+    pub download: bool,
+    /// Seed of intervals
+    #[arg(long, default_value_t = 42, value_name = "N")]
+    pub seed: u64,
+    /// Directory for the results [default: score/<name of the first file>]
+    #[arg(long, short, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// A recipe and what is varied.
+#[derive(Debug, Clone, Args)]
+pub struct AblateArgs {
+    /// The recipe; results go to run/<recipe name>_ablation unless --out says otherwise.
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// What to vary
+    #[arg(long, value_delimiter = ',', default_value = "polarity,qc,fraction", value_name = "AXES")]
+    pub axis: Vec<Axis>,
+}
+
 /// A recipe for one stage.
 #[derive(Debug, Clone, Args)]
 pub struct StageArgs {
@@ -116,6 +162,20 @@ pub enum Verb {
     /// Write the tables with intervals: report.json and report.html
     #[command(after_help = STAGE_HELP)]
     Report(StageArgs),
+    /// Score anybody's predictions against reference answers: text metrics, judge replies, VQA rules, intervals
+    ///
+    /// Every line ends as a scored row or, with a reason, in set_aside.jsonl. Exit code 1 if lines were set aside; the
+    /// others are scored all the same.
+    #[command(
+        after_help = "Examples:\n  medtune score positive.jsonl negative.jsonl --reference val_positive.jsonl --reference val_negative.jsonl\n  medtune score mine.jsonl --reference kept.jsonl --against theirs.jsonl\n  medtune score mine.jsonl --split negative --replies judged.jsonl --metrics meteor,rougeL"
+    )]
+    Score(ScoreArgs),
+    /// Train one recipe on parts of its data and compare: polarity, quality control, fraction
+    ///
+    /// Rows are built once; every part trains for the recipe's epochs and answers the same held-out questions. Parts that
+    /// are complete and unchanged are skipped; after an interrupt the same command continues.
+    #[command(after_help = "Examples:\n  medtune ablate phantom\n  medtune ablate my_recipe.toml --axis qc,fraction")]
+    Ablate(AblateArgs),
     /// Answer one question about an image
     #[command(
         after_help = "Example:\n  medtune generate --model run/phantom/base --adapter run/phantom/adapter \\\n    --image scan.png --question \"Is there a nodule in the left lung?\""

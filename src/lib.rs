@@ -4,6 +4,7 @@
 //! The data path, one module an arrow: [`plan`] -> [`stage::build`] -> [`stage::qc`] -> [`stage::encode`] ->
 //! [`stage::train`] -> [`stage::eval`] -> [`stage::judge`] -> [`stage::report`].
 
+pub mod ablate;
 pub mod adapter;
 pub mod cli;
 pub mod commands;
@@ -31,6 +32,7 @@ pub mod registry;
 pub mod run;
 pub mod run_dir;
 pub mod sample;
+pub mod score;
 pub mod source;
 pub mod stage;
 pub mod statistics;

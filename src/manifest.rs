@@ -36,6 +36,9 @@ pub const STARTS: &str = "starts";
 /// Reason to run: started on these inputs but not ended.
 pub const CONTINUES: &str = "continues";
 
+/// Documentation inside an artefact.
+const CARD: &str = "README.md";
+
 /// Written instead of a hash where there is no file.
 const ABSENT: &str = "absent";
 
@@ -246,7 +249,8 @@ impl Manifest {
 
     /// Hash of a directory; the files of a large one are read only when one of them looks changed.
     fn hash_dir(&mut self, path: &Path) -> Result<String> {
-        let files = files_below(path)?;
+        // Reports write what they find into the card of an adapter; nothing is computed from it.
+        let files: Vec<_> = files_below(path)?.into_iter().filter(|f| !f.ends_with(CARD)).collect();
         let name = |file: &Path| file.strip_prefix(path).unwrap_or(file).to_string_lossy().into_owned();
         let (mut size, mut look) = (0, 0);
         for file in &files {

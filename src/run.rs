@@ -32,14 +32,29 @@ pub struct Outcome {
 /// # Errors
 /// The first stage that fails, a gate that says no, or an interrupt; what was done is kept, and the same call continues.
 pub fn run(resolved: &Resolved, run: &RunDir, ctx: &Ctx, last: &str, force: bool) -> Result<Vec<Outcome>> {
-    let mut records = Manifest::load(run, STAGES)?;
+    walk(STAGES, resolved, run, ctx, last, force)
+}
+
+/// As [`run`], over other `stages`.
+///
+/// # Errors
+/// As [`run`].
+pub fn walk(
+    stages: &'static [Stage],
+    resolved: &Resolved,
+    run: &RunDir,
+    ctx: &Ctx,
+    last: &str,
+    force: bool,
+) -> Result<Vec<Outcome>> {
+    let mut records = Manifest::load(run, stages)?;
     run.write("plan.toml", resolved.to_toml().as_bytes())?;
-    let end = STAGES
+    let end = stages
         .iter()
         .position(|s| s.name == last)
         .ok_or_else(|| Error::new(Kind::Config, "unknown stage").found(last))?;
     let mut outcomes = Vec::new();
-    for stage in &STAGES[..=end] {
+    for stage in &stages[..=end] {
         let force = force && stage.name == last;
         outcomes.push(step(stage, &mut records, resolved, run, ctx, force)?);
     }

@@ -2,6 +2,10 @@
 //!
 //! Rows of one image are not independent, so images are what is resampled and what is permuted. Every draw comes from
 //! [`crate::random::stream`], so a report of the same verdicts is the same to the last digit.
+//!
+//! Metrics that are shown together are corrected together ([`correct`], Holm 1979): a difference counts as shown only if
+//! it stays below [`ALPHA`] after the correction. What a data set of this size could have shown at all is
+//! [`Difference::detectable`].
 
 use std::collections::BTreeMap;
 
@@ -97,6 +101,13 @@ pub struct Difference {
     pub interval: Option<[f64; 2]>,
     /// Two-sided p-value of a permutation test that swaps the models image by image.
     pub p: Option<f64>,
+    /// The p-value after Holm's correction for all differences shown together; none before [`correct`].
+    #[serde(default)]
+    pub p_holm: Option<f64>,
+    /// Smallest true difference that rows like these would show in 80 % of all data sets of this size, before any
+    /// correction; none with fewer than two images.
+    #[serde(default)]
+    pub detectable: Option<f64>,
     /// What it amounts to.
     pub finding: Finding,
 }
@@ -107,7 +118,8 @@ pub fn signature() -> String {
     format!(
         "interval=95% cluster bootstrap, {RESAMPLES} resamples, percentiles widened for few clusters, exact binomial on \
          clusters at 0 and 1|p=two-sided cluster sign-flip permutation, {PERMUTATIONS} draws or all up to \
-         {ENUMERATED} clusters|shown=p<{ALPHA} and interval without 0|v1"
+         {ENUMERATED} clusters|correction=Holm over the differences of one table|shown=corrected p<{ALPHA} and interval \
+         without 0|detectable=80% power, two-sided {ALPHA}, cluster standard error, Student t|v2"
     )
 }
 
@@ -143,6 +155,8 @@ pub fn difference(pairs: &[Pair<'_>], seed: u64, purpose: &str) -> Difference {
         value: (n > 0).then(|| sum / n as f64),
         interval: None,
         p: None,
+        p_holm: None,
+        detectable: None,
         finding: Finding::TooFew,
     };
     if clusters.len() < 2 {
@@ -152,6 +166,7 @@ pub fn difference(pairs: &[Pair<'_>], seed: u64, purpose: &str) -> Difference {
     let p = permutation(&clusters, seed, purpose);
     result.interval = Some(interval);
     result.p = Some(p);
+    result.detectable = Some(detectable(&clusters));
     result.finding = if pairs.iter().all(|p| p.base == p.tuned) {
         Finding::Identical
     } else if p < ALPHA && interval[1] < 0.0 {
@@ -162,6 +177,22 @@ pub fn difference(pairs: &[Pair<'_>], seed: u64, purpose: &str) -> Difference {
         Finding::NotShown
     };
     result
+}
+
+/// Corrects differences that are shown together by Holm's step-down method: sets [`Difference::p_holm`] and takes back
+/// findings that do not survive it. Differences without a p-value do not count.
+pub fn correct<'a>(family: impl IntoIterator<Item = &'a mut Difference>) {
+    let mut family: Vec<&mut Difference> = family.into_iter().filter(|d| d.p.is_some()).collect();
+    family.sort_by(|a, b| a.p.unwrap_or(1.0).total_cmp(&b.p.unwrap_or(1.0)));
+    let tests = family.len();
+    let mut largest = 0f64;
+    for (rank, d) in family.into_iter().enumerate() {
+        largest = largest.max(d.p.unwrap_or(1.0) * (tests - rank) as f64).min(1.0);
+        d.p_holm = Some(largest);
+        if largest >= ALPHA && matches!(d.finding, Finding::Lower | Finding::Higher) {
+            d.finding = Finding::NotShown;
+        }
+    }
 }
 
 /// The most frequent class: its name and its share of `classes`. Ties go to the first in alphabetical order.
@@ -236,6 +267,16 @@ fn permutation(clusters: &[Total], seed: u64, purpose: &str) -> f64 {
         })
         .count();
     (hits + 1) as f64 / (PERMUTATIONS + 1) as f64
+}
+
+/// Smallest mean difference that a two-sided test at [`ALPHA`] finds with 80 % probability: the sum of both quantiles
+/// times the standard error of a ratio of cluster sums.
+fn detectable(clusters: &[Total]) -> f64 {
+    const Z_80: f64 = 0.841_621_234;
+    let (k, n) = (clusters.len() as f64, clusters.iter().map(|c| c.n).sum::<f64>());
+    let mean = clusters.iter().map(|c| c.sum).sum::<f64>() / n;
+    let squares: f64 = clusters.iter().map(|c| (c.sum - c.n * mean).powi(2)).sum();
+    (t_quantile_975(k - 1.0) + Z_80) * (k / (k - 1.0) * squares).sqrt() / n
 }
 
 /// Linear interpolation between order statistics.
@@ -366,6 +407,53 @@ mod tests {
         }
         assert!((180..=199).contains(&covered), "{covered} of 200");
         assert!(found <= 18, "{found} of 200 false findings");
+    }
+
+    #[test]
+    fn holm_steps_down_and_takes_findings_back() {
+        let with = |p: f64| Difference {
+            n: 10,
+            clusters: 10,
+            value: Some(1.0),
+            interval: Some([0.5, 1.5]),
+            p: Some(p),
+            p_holm: None,
+            detectable: None,
+            finding: if p < ALPHA { Finding::Higher } else { Finding::NotShown },
+        };
+        // Holm's own scheme: 4 * .01, then max with 3 * .013, 2 * .02, 1 * .6.
+        let mut family = [with(0.02), with(0.01), with(0.6), with(0.013)];
+        let mut few = Difference { p: None, finding: Finding::TooFew, ..with(0.9) };
+        correct(family.iter_mut().chain([&mut few]));
+        let found: Vec<f64> = family.iter().map(|d| d.p_holm.unwrap()).collect();
+        for (found, expected) in found.iter().zip([0.04, 0.04, 0.6, 0.04]) {
+            assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+        }
+        assert_eq!((few.p_holm, few.finding), (None, Finding::TooFew));
+        assert_eq!(family[0].finding, Finding::Higher);
+        let mut family = [with(0.03), with(0.04), with(0.001)];
+        correct(&mut family);
+        assert_eq!(family[0].p_holm, Some(0.06));
+        assert_eq!(family.map(|d| d.finding), [Finding::NotShown, Finding::NotShown, Finding::Higher]);
+    }
+
+    #[test]
+    fn a_difference_of_the_detectable_size_is_found_four_times_in_five() {
+        // 40 images with one row each; noise of known spread plus a shift of what the noise alone calls detectable.
+        let names = names(40, 1);
+        let normal = |random: &mut rand_chacha::ChaCha8Rng| (0..12).map(|_| random.random::<f64>()).sum::<f64>() - 6.0;
+        let expected = (t_quantile_975(39.0) + 0.8416) / 40f64.sqrt();
+        let (mut found, mut sizes) = (0, 0.0);
+        for trial in 0..200 {
+            let mut random = stream(11, "power", trial);
+            let shifted: Vec<Pair<'_>> =
+                names.iter().map(|n| Pair { cluster: n, base: 0.0, tuned: expected + normal(&mut random) }).collect();
+            let d = difference(&shifted, trial, "x");
+            sizes += d.detectable.unwrap() / 200.0;
+            found += usize::from(d.finding == Finding::Higher);
+        }
+        assert!((sizes / expected - 1.0).abs() < 0.05, "{sizes} against {expected}");
+        assert!((140..=180).contains(&found), "{found} of 200");
     }
 
     #[test]

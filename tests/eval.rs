@@ -5,11 +5,17 @@ use std::{fs, path::Path};
 use medtune::{
     device::DeviceSpec,
     error::Kind,
+    models::MODELS,
     plan::Plan,
     progress::Progress,
     run_dir::RunDir,
     sample::{ImageRef, Role, Sample, Split, Turn},
-    stage::{Ctx, encode::base_dir, eval},
+    stage::{
+        Ctx,
+        controls::{Control, ControlAnswer},
+        encode::base_dir,
+        eval,
+    },
     text::bpe::train_bpe,
 };
 
@@ -57,6 +63,41 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// The answers of the whole stage (prompts, padding, cache, decoding), for a plan and a base with random weights.
+fn answered(mut plan: Plan, batch_size: usize, rows: &[Sample], root: &Path) -> (Vec<u8>, Vec<u8>) {
+    let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
+    let dir = RunDir::open(root.join(format!("{}-{batch_size}", plan.model.name))).unwrap();
+    dir.write_jsonl("kept.jsonl", rows).unwrap();
+    let tuned = Plan { seed: plan.seed + 1, ..plan.clone() };
+    let other = RunDir::open(root.join(format!("{}-{batch_size}-tuned", plan.model.name))).unwrap();
+    other.write_jsonl("kept.jsonl", rows).unwrap();
+    copy(&base_dir(&tuned, &other).unwrap(), &dir.path("model"));
+    plan.generate.batch_size = batch_size;
+    eval::run(&plan, &dir, &ctx).unwrap();
+    (fs::read(dir.path("answers.jsonl")).unwrap(), fs::read(dir.path("controls.jsonl")).unwrap())
+}
+
+#[test]
+fn no_family_s_answers_depend_on_the_batch_with_or_without_image_controls() {
+    for family in MODELS {
+        let temporary = tempfile::tempdir().unwrap();
+        let rows = rows(temporary.path());
+        let mut plan = plan(1);
+        plan.model.name = family.name.into();
+        plan.generate.max_new_tokens = 6;
+        plan.eval.controls = vec![Control::Blind, Control::Swapped];
+        let one = answered(plan.clone(), 1, &rows, temporary.path());
+        let five = answered(plan, 5, &rows, temporary.path());
+        assert!(one == five, "{}: the batch size changes answers", family.name);
+        let controls: Vec<ControlAnswer> =
+            String::from_utf8(one.1).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(controls.len(), 12 * 2 * 2, "{}", family.name);
+        let answers: Vec<eval::Answer> =
+            String::from_utf8(one.0).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert!(answers.iter().any(|a| !a.answer.is_empty()), "{}", family.name);
     }
 }
 

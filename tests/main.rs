@@ -2,13 +2,16 @@
 
 #![expect(clippy::print_stdout, reason = "the parity tests say how many checks they made")]
 
+mod ablate;
 mod cli;
 mod eval;
 mod judge;
 mod llm;
 mod parity;
 mod plugin;
+mod real_vqa;
 mod report;
+mod score;
 #[cfg(feature = "slow")]
 mod slow;
 mod training;

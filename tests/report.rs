@@ -3,15 +3,19 @@
 use std::{collections::BTreeMap, path::Path};
 
 use medtune::{
+    device::DeviceSpec,
     judge::{Agreement, Outcome, Scores, Stance},
     plan::Plan,
+    progress::Progress,
     random::stream,
     sample::{AnswerType, ImageRef, Polarity, Role, Sample, Split, Turn},
     stage::{
+        Ctx,
+        controls::{Control, ControlAnswer},
         encode::RejectedRow,
         eval::{Answer, Which},
         judge::Verdict,
-        report::{Inputs, Report, html, numbers, table},
+        report::{Inputs, Report, html, numbers, table, texts},
     },
     statistics::Finding,
     train::log::LogLine,
@@ -71,7 +75,7 @@ fn scores(right: bool, random: &mut impl Rng) -> Scores {
 }
 
 /// Questions about made-up images; the tuned model agrees with fewer false premises.
-fn phantom_run(dir: &Path, images: usize) -> Inputs {
+pub(crate) fn phantom_run(dir: &Path, images: usize) -> Inputs {
     let mut inputs = Inputs {
         judge: serde_json::json!({"kind": "rubric", "version": 1, "rules": "a1b2c3"}),
         device: "cpu".into(),
@@ -188,10 +192,36 @@ fn phantom_run(dir: &Path, images: usize) -> Inputs {
             inputs.log.push(LogLine { step, eval_loss: Some(0.42 + 2.4 * (-x / 62.0).exp()), ..LogLine::default() });
         }
     }
+    add_controls(&mut inputs);
+    inputs.leak = vec![("shared images".into(), "0".into()), ("shared rows".into(), "0".into())];
+    inputs.texts = texts(&inputs, &Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap()).unwrap();
     inputs
 }
 
-fn vqa_run(images: usize) -> Inputs {
+/// Without the image the base model says the same, and the tuned model is wrong whenever it was right.
+fn add_controls(inputs: &mut Inputs) {
+    for (answer, verdict) in inputs.answers.iter().zip(&inputs.verdicts) {
+        let right = matches!(verdict.outcome, Outcome::Scored { correct: true, .. });
+        let lost = answer.model == Which::Tuned && right;
+        inputs.controls.push(ControlAnswer {
+            id: answer.id.clone(),
+            model: answer.model,
+            control: Control::Blind,
+            answer: if lost { "I cannot tell.".into() } else { answer.answer.clone() },
+        });
+        let wrong = Outcome::Scored {
+            scores: None,
+            agreement: None,
+            stance: Stance::Unclear,
+            expected: Stance::Unclear,
+            correct: false,
+            reason: "says nothing".into(),
+        };
+        inputs.control_outcomes.push(Some(if lost { wrong } else { verdict.outcome.clone() }));
+    }
+}
+
+pub(crate) fn vqa_run(images: usize) -> Inputs {
     let mut inputs = Inputs { judge: serde_json::json!({"kind": "rubric"}), ..Inputs::default() };
     for i in 0..images {
         let mut random = stream(4, "vqa", i as u64);
@@ -319,6 +349,79 @@ fn answers_verdicts_and_counts_agree() {
     }
 }
 
+/// Holm's correction, probes, controls and text metrics once more, from what the report was made of.
+#[test]
+fn corrections_probes_controls_and_text_agree_with_a_second_computation() {
+    let dir = tempfile::tempdir().unwrap();
+    let inputs = phantom_run(dir.path(), 30);
+    let report = serde_json::to_value(numbers(&inputs).unwrap()).unwrap();
+    let metrics = report["metrics"].as_array().unwrap();
+    let mut alone: Vec<f64> = metrics.iter().map(|m| m["difference"]["p"].as_f64().unwrap()).collect();
+    alone.sort_by(f64::total_cmp);
+    for m in metrics {
+        let p = m["difference"]["p"].as_f64().unwrap();
+        let steps = alone.iter().take_while(|q| **q <= p).enumerate();
+        let holm = steps.map(|(i, q)| q * (alone.len() - i) as f64).fold(0.0, f64::max).min(1.0);
+        let found = m["difference"]["p_holm"].as_f64().unwrap();
+        assert!((found - holm).abs() < 1e-12, "{}: {found} against {holm}", m["key"]);
+        let shown = ["lower", "higher"].contains(&m["difference"]["finding"].as_str().unwrap());
+        assert!(!shown || found < 0.05, "{}", m["key"]);
+    }
+
+    let outcome = |id: &str, model: &str| {
+        let v = inputs.verdicts.iter().map(|v| serde_json::to_value(v).unwrap());
+        v.into_iter().find(|v| v["id"] == id && v["model"] == model).unwrap()
+    };
+    for (which, model) in ["base", "tuned"].into_iter().enumerate() {
+        let (mut pairs, mut apart) = (0.0, 0.0);
+        for image in 0..30 {
+            let stances = |false_premise: bool| -> Vec<String> {
+                let rows = inputs.kept.iter().filter(|s| s.group == format!("image-{image}"));
+                let rows = rows.filter(|s| (s.polarity == Some(Polarity::Hallucination)) == false_premise);
+                let all = rows.map(|s| outcome(&s.id, model)).filter(|v| v["outcome"] == "scored");
+                all.map(|v| v["stance"].as_str().unwrap().to_string()).collect()
+            };
+            for (no, yes) in stances(true).iter().zip(stances(false)) {
+                pairs += 1.0;
+                apart += f64::from(u8::from(no == "denies" && yes == "affirms"));
+            }
+        }
+        let found = &report["probes"][which];
+        assert_eq!(found["pairs"].as_f64().unwrap(), pairs);
+        assert!((found["tells_apart"]["value"].as_f64().unwrap() - apart / pairs).abs() < 1e-12);
+    }
+
+    let control = |model: &str| {
+        let rows = report["controls"].as_array().unwrap();
+        rows.iter().find(|c| c["model"] == model).unwrap().clone()
+    };
+    assert_eq!(control("base")["changed"]["value"], 0.0);
+    assert_eq!(control("base")["gain"]["finding"], "identical");
+    assert_eq!(control("tuned")["right"]["value"], 0.0);
+    assert_eq!(control("tuned")["gain"]["finding"], "higher");
+    let said = report["does_not_show"].to_string();
+    assert!(said.contains("the base model without the image"), "{said}");
+
+    let meteor = metrics.iter().find(|m| m["key"] == "meteor").unwrap();
+    let same = |id: &str, which: Which| {
+        let answer = inputs.answers.iter().find(|a| a.id == id && a.model == which).unwrap();
+        let sample = inputs.kept.iter().find(|s| s.id == id).unwrap();
+        (answer.answer == sample.answer(), sample.answer().split_whitespace().count() as f64)
+    };
+    let rows: Vec<&Sample> = inputs.kept.iter().filter(|s| s.split == Split::Test).collect();
+    // The same words score 1 - 0.5 / m^3; other answers something between 0 and that.
+    let least: f64 =
+        rows.iter().map(|s| same(&s.id, Which::Tuned)).filter(|s| s.0).map(|s| 1.0 - 0.5 / s.1.powi(3)).sum();
+    let found = meteor["tuned"]["value"].as_f64().unwrap() * rows.len() as f64;
+    assert!(found >= least && found < rows.len() as f64, "{found} {least}");
+    let table = report["table_2"].as_array().unwrap();
+    assert_eq!(table.len(), 2);
+    let n = |part: &str| table[1][part]["meteor"]["n"].as_u64().unwrap();
+    assert_eq!((n("positive"), n("negative")), (90, 90));
+    let rough = |part: &str| table[1][part]["meteor"]["value"].as_f64().unwrap();
+    assert!((rough("positive") + rough("negative") - 2.0 * meteor["tuned"]["value"].as_f64().unwrap()).abs() < 1e-9);
+}
+
 #[test]
 fn hostile_text_is_only_text() {
     let dir = tempfile::tempdir().unwrap();
@@ -426,4 +529,77 @@ fn a_run_without_any_row_still_makes_a_page() {
     let report = numbers(&inputs).unwrap();
     assert!(report.metrics.is_empty());
     assert!(html(&inputs, &report).unwrap().contains("No row could be scored."));
+}
+
+/// An ablation with every kind of finding, for looking at its page.
+#[cfg(feature = "slow")]
+pub(crate) fn ablation() -> medtune::ablate::Ablation {
+    use medtune::{
+        ablate::{Ablation, Cell, Claim, ViewRow},
+        metric::{Better, Unit},
+        statistics::{self, Observation, Pair},
+    };
+    let names: Vec<String> = (0..200).map(|i| format!("image {}", i / 5)).collect();
+    let draw = |rate: f64, purpose: &str| -> Vec<f64> {
+        let mut random = stream(5, purpose, 0);
+        (0..200).map(|_| f64::from(u8::from(random.random::<f64>() < rate))).collect()
+    };
+    let estimate = |values: &[f64]| {
+        let rows: Vec<Observation<'_>> =
+            names.iter().zip(values).map(|(n, v)| Observation { cluster: n, value: *v }).collect();
+        statistics::estimate(&rows, Unit::Share, 1, "x")
+    };
+    let views = [
+        ("base", 0.3, 0),
+        ("all", 0.62, 3132),
+        ("positive", 0.4, 1600),
+        ("negative", 0.42, 1532),
+        ("no-qc", 0.6, 3400),
+    ];
+    let metrics = [
+        ("right_answers", "Right answers"),
+        ("refutation_accuracy", "Refutation accuracy"),
+        ("over_refusal_rate", "Over-refusal rate"),
+    ];
+    let rows = views.iter().map(|(name, rate, train_rows)| ViewRow {
+        name: (*name).into(),
+        about: "what it was trained on".into(),
+        train_rows: *train_rows,
+        metrics: metrics
+            .iter()
+            .map(|(key, title)| Cell {
+                key: (*key).into(),
+                name: (*title).into(),
+                better: Better::Higher,
+                unit: Unit::Share,
+                estimate: estimate(&draw(*rate, &format!("{name} {key}"))),
+                unscored: 0,
+            })
+            .collect(),
+    });
+    let claims = views[2..].iter().map(|(worse, rate, _)| {
+        let (a, b) = (draw(0.62, "all right_answers"), draw(*rate, &format!("{worse} right_answers")));
+        let pairs: Vec<Pair<'_>> =
+            names.iter().zip(a.iter().zip(&b)).map(|(n, (a, b))| Pair { cluster: n, base: *b, tuned: *a }).collect();
+        let difference = statistics::difference(&pairs, 1, worse);
+        Claim {
+            better: "all".into(),
+            worse: (*worse).into(),
+            key: "right_answers".into(),
+            metric: "Right answers".into(),
+            unit: Unit::Share,
+            result: if difference.finding == Finding::Higher { "shown" } else { "not shown" }.into(),
+            difference,
+        }
+    });
+    Ablation {
+        version: 1,
+        program: "medtune".into(),
+        facts: vec![("recipe".into(), "phantom".into())],
+        rows: 200,
+        images: 40,
+        views: rows.collect(),
+        claims: claims.collect(),
+        statistics: statistics::signature(),
+    }
 }

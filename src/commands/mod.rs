@@ -13,6 +13,7 @@ use crate::{
     stage::Ctx,
 };
 
+mod ablate;
 mod catalogue;
 mod data;
 mod dry;
@@ -20,6 +21,7 @@ mod machine;
 mod mock;
 mod model;
 mod run;
+mod score;
 mod trace;
 
 /// Does what the command line asks for.
@@ -38,6 +40,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Eval(a) => run::stages(g, &a.recipe, "eval", a.force),
         Verb::Judge(a) => run::judge(g, &a),
         Verb::Report(a) => run::stages(g, &a.recipe, "report", a.force),
+        Verb::Score(args) => score::score(g, &args),
+        Verb::Ablate(args) => ablate::ablate(g, &args),
         Verb::Plan(args) => run::plan(g, &args),
         Verb::Generate(args) => model::answer(g, &args),
         Verb::Merge(args) => model::fold(g, &args),

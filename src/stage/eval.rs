@@ -1,13 +1,18 @@
 //! Answers of the base and the tuned model to held-out questions: `answers.jsonl`.
 
-use std::collections::{HashMap, HashSet, hash_map::Entry};
+use std::collections::{BTreeMap, HashMap, HashSet, hash_map::Entry};
 
 use burn::tensor::Device;
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Ctx, Summary, encode::base_dir, judge::orphan};
+use super::{
+    Ctx, Summary,
+    controls::{self, Control, ControlAnswer},
+    encode::base_dir,
+    judge::orphan,
+};
 use crate::{
     adapter::peft,
     error::{Error, Kind, Result},
@@ -15,7 +20,7 @@ use crate::{
     judge::last_question,
     models::{self, AnyVlm},
     plan::Plan,
-    run_dir::RunDir,
+    run_dir::{JsonlWriter, RunDir},
     sample::{Sample, Split},
     vlm::{Encoded, Processor},
 };
@@ -26,6 +31,11 @@ use crate::{
 pub struct EvalConfig {
     /// Most rows that are answered, whole images at a time; 0 means all.
     pub rows: usize,
+    /// Questions asked again: `blind` without their image, `swapped` with another one.
+    pub controls: Vec<Control>,
+    /// Encoder of BERTScore in reports: a directory in Hugging Face layout, or the name of one on the hub that is on this
+    /// machine; none leaves BERTScore out.
+    pub bertscore_model: Option<String>,
 }
 
 /// Which of the two models.
@@ -72,7 +82,8 @@ pub fn held_out(samples: &[Sample], limit: usize) -> Vec<&Sample> {
     test.into_iter().filter(|s| taken.contains(s.group.as_str())).collect()
 }
 
-/// Answers every row of the test split with both models.
+/// Answers every row of the test split with both models; then, where the recipe asks for controls, the same questions
+/// without their image or with another one.
 ///
 /// # Errors
 /// Nothing was trained, a model or adapter cannot be loaded, the adapter was trained on differently prepared inputs, an
@@ -80,39 +91,102 @@ pub fn held_out(samples: &[Sample], limit: usize) -> Vec<&Sample> {
 pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
     let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
     let rows = held_out(&samples, plan.eval.rows);
-    let (done, mut out) = dir.continue_jsonl::<Answer>(FILE)?;
-    let mut found = collect(done, &rows)?;
-    let resumed = found.len();
+    let controls: BTreeMap<Control, Vec<Sample>> =
+        plan.eval.controls.iter().map(|c| (*c, controls::changed(&rows, *c, plan.seed))).collect();
+    let mut questions = vec![(None, rows.clone())];
+    questions.extend(controls.iter().map(|(control, rows)| (Some(*control), rows.iter().collect())));
+
+    let (done, out) = dir.continue_jsonl::<Answer>(FILE)?;
+    let mut log = Log { answers: out, controls: None, found: collect(done, &rows)? };
+    if !controls.is_empty() {
+        let (done, out) = dir.continue_jsonl::<ControlAnswer>(CONTROLS)?;
+        log.controls = Some(out);
+        take_controls(&mut log.found, done, &controls)?;
+    }
+    let resumed = log.found.len();
     for which in [Which::Base, Which::Tuned] {
-        let batches = open_batches(&rows, plan.generate.batch_size, |id| found.contains_key(&(which, id.to_string())));
+        answer_all(plan, dir, ctx, which, &questions, &mut log)?;
+    }
+    let Log { mut found, .. } = log;
+    let answers = in_order(&rows, &mut found)?;
+    dir.write_jsonl(FILE, &answers)?;
+    let answered = controls_in_order(&controls, &mut found)?;
+    if !controls.is_empty() {
+        dir.write_jsonl(CONTROLS, &answered)?;
+    }
+    let images: HashSet<&str> = rows.iter().map(|s| s.group.as_str()).collect();
+    let empty = answers.iter().filter(|a| a.answer.is_empty()).count();
+    let mut summary = Summary::default();
+    summary.line("test rows", rows.len()).line("images", images.len()).line("answers", answers.len());
+    if !controls.is_empty() {
+        summary.line("control answers", answered.len());
+    }
+    summary.line("empty answers", empty).line("answered before", resumed);
+    Ok(summary)
+}
+
+/// All answers of one model that are not there yet.
+fn answer_all(
+    plan: &Plan,
+    dir: &RunDir,
+    ctx: &Ctx,
+    which: Which,
+    questions: &[(Option<Control>, Vec<&Sample>)],
+    log: &mut Log,
+) -> Result<()> {
+    let mut loaded = None;
+    for (control, rows) in questions {
+        let key = |id: &str| (which, *control, id.to_string());
+        let batches = open_batches(rows, plan.generate.batch_size, |id| log.found.contains_key(&key(id)));
         if batches.is_empty() {
             continue;
         }
-        let (model, processor) = load(plan, dir, which, &ctx.device)?;
-        let what = format!("answers, {}", which.name());
+        let (model, processor) = match &mut loaded {
+            Some(loaded) => loaded,
+            none => none.insert(load(plan, dir, which, &ctx.device)?),
+        };
+        let what = match control {
+            None => format!("answers, {}", which.name()),
+            Some(control) => format!("answers, {}, {}", which.name(), control.name()),
+        };
         let mut task = ctx.progress.start(&what, batches.iter().map(|b| b.len() as u64).sum());
         for batch in batches {
             ctx.check()?;
-            for answer in answer(&model, processor.as_ref(), &batch, which, plan, &ctx.device)? {
-                if let Entry::Vacant(place) = found.entry((which, answer.id.clone())) {
-                    out.push(&answer)?;
-                    place.insert(answer.answer);
-                }
+            for answer in answer(model, processor.as_ref(), &batch, which, plan, &ctx.device)? {
+                log.add(*control, answer)?;
             }
             task.advance(batch.len() as u64);
         }
         task.finish();
     }
-    drop(out);
-    let answers = in_order(&rows, found)?;
-    dir.write_jsonl(FILE, &answers)?;
-    let images: HashSet<&str> = rows.iter().map(|s| s.group.as_str()).collect();
-    let empty = answers.iter().filter(|a| a.answer.is_empty()).count();
-    let mut summary = Summary::default();
-    summary.line("test rows", rows.len()).line("images", images.len()).line("answers", answers.len());
-    summary.line("empty answers", empty).line("answered before", resumed);
-    Ok(summary)
+    Ok(())
 }
+
+/// Answers so far, in memory and in the files.
+struct Log {
+    answers: JsonlWriter,
+    controls: Option<JsonlWriter>,
+    found: Found,
+}
+
+impl Log {
+    fn add(&mut self, control: Option<Control>, answer: Answer) -> Result<()> {
+        let Answer { id, model, answer } = answer;
+        if let Entry::Vacant(place) = self.found.entry((model, control, id.clone())) {
+            match (control, &mut self.controls) {
+                (Some(control), Some(out)) => {
+                    out.push(&ControlAnswer { id, model, control, answer: answer.clone() })?;
+                }
+                _ => self.answers.push(&Answer { id, model, answer: answer.clone() })?,
+            }
+            place.insert(answer);
+        }
+        Ok(())
+    }
+}
+
+/// Name of the file with the answers to questions about other images, or none.
+pub const CONTROLS: &str = "controls.jsonl";
 
 /// Name of the file.
 const FILE: &str = "answers.jsonl";
@@ -126,7 +200,7 @@ impl Which {
     }
 }
 
-type Found = HashMap<(Which, String), String>;
+type Found = HashMap<(Which, Option<Control>, String), String>;
 
 /// Answers of an interrupted run, each of which must belong to a row.
 fn collect(done: Vec<Answer>, rows: &[&Sample]) -> Result<Found> {
@@ -136,9 +210,22 @@ fn collect(done: Vec<Answer>, rows: &[&Sample]) -> Result<Found> {
         if !known.contains(answer.id.as_str()) {
             return Err(orphan("answer", &answer.id, "the test split of kept.jsonl"));
         }
-        found.insert((answer.model, answer.id), answer.answer);
+        found.insert((answer.model, None, answer.id), answer.answer);
     }
     Ok(found)
+}
+
+/// Control answers of an interrupted run, each of which must belong to a row.
+fn take_controls(found: &mut Found, done: Vec<ControlAnswer>, controls: &BTreeMap<Control, Vec<Sample>>) -> Result<()> {
+    let ids = |rows: &Vec<Sample>| rows.iter().map(|s| s.id.clone()).collect::<HashSet<_>>();
+    let known: BTreeMap<Control, HashSet<String>> = controls.iter().map(|(c, rows)| (*c, ids(rows))).collect();
+    for answer in done {
+        if !known.get(&answer.control).is_some_and(|ids| ids.contains(&answer.id)) {
+            return Err(orphan("control answer", &answer.id, "the test split of kept.jsonl"));
+        }
+        found.insert((answer.model, Some(answer.control), answer.id), answer.answer);
+    }
+    Ok(())
 }
 
 /// Batches of rows of similar length, longest first, without those that are complete. Which rows form a batch does not
@@ -199,13 +286,28 @@ fn load(plan: &Plan, dir: &RunDir, which: Which, device: &Device) -> Result<(Any
 }
 
 /// Base before tuned, each in the order of the rows.
-fn in_order(rows: &[&Sample], mut found: Found) -> Result<Vec<Answer>> {
+fn in_order(rows: &[&Sample], found: &mut Found) -> Result<Vec<Answer>> {
     let mut answers = Vec::with_capacity(2 * rows.len());
     for model in [Which::Base, Which::Tuned] {
         for sample in rows {
-            let answer = found.remove(&(model, sample.id.clone()));
+            let answer = found.remove(&(model, None, sample.id.clone()));
             let answer = answer.ok_or_else(|| orphan("row", &sample.id, FILE))?;
             answers.push(Answer { id: sample.id.clone(), model, answer });
+        }
+    }
+    Ok(answers)
+}
+
+/// Control by control, base before tuned, each in the order of the rows.
+fn controls_in_order(controls: &BTreeMap<Control, Vec<Sample>>, found: &mut Found) -> Result<Vec<ControlAnswer>> {
+    let mut answers = Vec::new();
+    for (control, rows) in controls {
+        for model in [Which::Base, Which::Tuned] {
+            for sample in rows {
+                let answer = found.remove(&(model, Some(*control), sample.id.clone()));
+                let answer = answer.ok_or_else(|| orphan("row", &sample.id, CONTROLS))?;
+                answers.push(ControlAnswer { id: sample.id.clone(), model, control: *control, answer });
+            }
         }
     }
     Ok(answers)
@@ -256,11 +358,11 @@ mod tests {
             answer("x", Which::Tuned),
             answer("x", Which::Base),
         ];
-        let answers = in_order(&rows, collect(done.clone(), &rows).unwrap()).unwrap();
+        let answers = in_order(&rows, &mut collect(done.clone(), &rows).unwrap()).unwrap();
         let order: Vec<_> = answers.iter().map(|a| a.answer.as_str()).collect();
         assert_eq!(order, ["x Base", "y Base", "x Tuned", "y Tuned"]);
         done.pop();
-        assert!(in_order(&rows, collect(done.clone(), &rows).unwrap()).is_err());
+        assert!(in_order(&rows, &mut collect(done.clone(), &rows).unwrap()).is_err());
         done.push(answer("z", Which::Base));
         assert!(collect(done, &rows).is_err());
     }

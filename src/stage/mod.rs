@@ -17,6 +17,7 @@ use crate::{
 
 pub mod build;
 pub mod construct;
+pub mod controls;
 pub mod encode;
 pub mod eval;
 pub mod judge;
@@ -86,7 +87,7 @@ impl Summary {
 ///
 /// Before a stage starts on other inputs than last time, the files it `writes` and its `scratch` are removed. When they
 /// are there at its start, an earlier attempt on the same inputs was interrupted, and the stage continues from them.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Stage {
     /// Verb on the command line.
     pub name: &'static str,
@@ -152,7 +153,7 @@ pub const STAGES: &[Stage] = &[
         name: "eval",
         about: "Answers the held-out questions with the base and the tuned model.",
         reads: &["kept.jsonl", "images", "base", "adapter", "model"],
-        writes: &["answers.jsonl"],
+        writes: &["answers.jsonl", "controls.jsonl"],
         scratch: &[],
         sections: &["model", "generate", "eval"],
         device: true,
@@ -171,7 +172,16 @@ pub const STAGES: &[Stage] = &[
     Stage {
         name: "report",
         about: "Writes numbers with intervals, tables and samples.",
-        reads: &["kept.jsonl", "rejected.jsonl", "encode.json", "log.jsonl", "answers.jsonl", "verdicts.jsonl"],
+        reads: &[
+            "kept.jsonl",
+            "rejected.jsonl",
+            "qc.json",
+            "encode.json",
+            "log.jsonl",
+            "answers.jsonl",
+            "controls.jsonl",
+            "verdicts.jsonl",
+        ],
         writes: &["report.json", "report.html"],
         scratch: &[],
         sections: &["data", "eval", "judge"],

@@ -1,1 +1,3 @@
 //! What is too slow for every edit; compiled with the feature `slow`, listed in `docs/slow_checks.md`.
+
+mod browser;

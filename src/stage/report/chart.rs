@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::MetricRow;
-use crate::{metric::Unit, train::log::LogLine};
+use crate::{metric::Unit, statistics::Estimate, train::log::LogLine};
 
 /// One line of a chart.
 struct Series<'a> {
@@ -123,47 +123,116 @@ fn path(svg: &mut String, s: &Series<'_>, x: impl Fn(f64) -> f64, y: impl Fn(f64
     }
 }
 
+/// One row of a chart of intervals: a name, a line below it, and the estimates with their classes.
+pub(crate) struct Row<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) below: &'a str,
+    pub(crate) estimates: Vec<(&'a Estimate, &'a str)>,
+}
+
 /// Base and tuned with their intervals, one row a metric of `unit`; none if there is none.
 pub(super) fn forest(metrics: &[MetricRow], unit: Unit) -> Option<String> {
-    const ROW: f64 = 46.0;
-    const NAME: f64 = 172.0;
-    const WIDE: f64 = 520.0;
-    let rows: Vec<&MetricRow> = metrics.iter().filter(|m| m.unit == unit).collect();
-    if rows.is_empty() {
-        return None;
-    }
-    let (low, high, marks): (f64, f64, &[f64]) = match unit {
-        Unit::Share => (0.0, 1.0, &[0.0, 0.25, 0.5, 0.75, 1.0]),
-        Unit::Score => (1.0, 10.0, &[1.0, 4.0, 7.0, 10.0]),
-    };
-    let high_y = ROW * rows.len() as f64 + 8.0;
-    let x = |v: f64| NAME + (v - low) / (high - low) * (WIDE - NAME - 22.0);
-    let title = match unit {
-        Unit::Share => "Shares of the base and the tuned model with 95 % intervals",
-        Unit::Score => "Scores of the base and the tuned model with 95 % intervals",
-    };
-    let mut svg = open(title, WIDE, high_y + 26.0);
-    for mark in marks {
-        line(&mut svg, "grid", x(*mark), 4.0, x(*mark), high_y);
-        let label = if unit == Unit::Share { format!("{:.0} %", 100.0 * mark) } else { format!("{mark:.0}") };
-        text(&mut svg, "tick middle", x(*mark), high_y + 17.0, &label);
-    }
-    for (i, m) in rows.iter().enumerate() {
-        let top = 8.0 + ROW * i as f64;
-        text(&mut svg, "name end", NAME - 16.0, top + 19.0, m.name.split(',').next().unwrap_or_default());
+    let rows = metrics.iter().filter(|m| m.unit == unit).map(|m| {
         let direction = match m.better {
             crate::metric::Better::Lower => "lower is better",
             crate::metric::Better::Higher => "higher is better",
         };
-        let below = if m.name.contains(',') { m.name.split(", ").nth(1).unwrap_or(direction) } else { direction };
-        text(&mut svg, "tick end", NAME - 16.0, top + 33.0, below);
-        for (estimate, class, at) in [(&m.base, "base", top + 14.0), (&m.tuned, "tuned", top + 30.0)] {
+        let (name, rest) = m.name.split_once(", ").unwrap_or((&m.name, direction));
+        Row { name, below: rest, estimates: vec![(&m.base, "base"), (&m.tuned, "tuned")] }
+    });
+    let title = match unit {
+        Unit::Share => "Shares of the base and the tuned model with 95 % intervals",
+        Unit::Score => "Scores of the base and the tuned model with 95 % intervals",
+    };
+    intervals(title, unit, &rows.collect::<Vec<_>>())
+}
+
+/// Estimates with their intervals, row below row, on the whole range of `unit`; none without rows.
+pub(crate) fn intervals(title: &str, unit: Unit, rows: &[Row<'_>]) -> Option<String> {
+    const NAME: f64 = 172.0;
+    const WIDE: f64 = 520.0;
+    let most = rows.iter().map(|r| r.estimates.len()).max()?;
+    let height = if most > 1 { 46.0 } else { 38.0 };
+    let (low, high, marks): (f64, f64, &[f64]) = match unit {
+        Unit::Share => (0.0, 1.0, &[0.0, 0.25, 0.5, 0.75, 1.0]),
+        Unit::Score => (1.0, 10.0, &[1.0, 4.0, 7.0, 10.0]),
+    };
+    let end = height * rows.len() as f64 + 8.0;
+    let x = |v: f64| NAME + (v - low) / (high - low) * (WIDE - NAME - 22.0);
+    let mut svg = open(title, WIDE, end + 26.0);
+    for mark in marks {
+        line(&mut svg, "grid", x(*mark), 4.0, x(*mark), end);
+        let label = if unit == Unit::Share { format!("{:.0} %", 100.0 * mark) } else { format!("{mark:.0}") };
+        text(&mut svg, "tick middle", x(*mark), end + 17.0, &label);
+    }
+    for (i, row) in rows.iter().enumerate() {
+        let top = 8.0 + height * i as f64;
+        text(&mut svg, "name end", NAME - 16.0, top + if most > 1 { 19.0 } else { 15.0 }, row.name);
+        text(&mut svg, "tick end", NAME - 16.0, top + if most > 1 { 33.0 } else { 29.0 }, row.below);
+        for (k, (estimate, class)) in row.estimates.iter().enumerate() {
+            let at = top + if most > 1 { 14.0 + 16.0 * k as f64 } else { 17.0 };
             let Some(v) = estimate.value else { continue };
             if let Some([a, b]) = estimate.interval {
                 line(&mut svg, &format!("bar {class}"), x(a), at, x(b), at);
             }
             let _ = write!(svg, r#"<circle class="dot {class}" cx="{:.1}" cy="{at:.1}" r="5"/>"#, x(v));
         }
+    }
+    svg.push_str("</svg>");
+    Some(svg)
+}
+
+/// A point of [`plane`]: its name, its class, and both estimates.
+pub(crate) struct Point<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) class: &'a str,
+    pub(crate) x: &'a Estimate,
+    pub(crate) y: &'a Estimate,
+}
+
+/// Two shares against each other with both intervals: refusing too much against refusing too little.
+pub(crate) fn plane(title: &str, x_label: &str, y_label: &str, points: &[Point<'_>]) -> Option<String> {
+    const SIDE: f64 = 352.0;
+    const LOW: f64 = 66.0;
+    const HIGH: f64 = 354.0;
+    let points: Vec<_> = points.iter().filter(|p| p.x.value.is_some() && p.y.value.is_some()).collect();
+    points.first()?;
+    let (x, y) = (|v: f64| LOW + v * (HIGH - LOW), |v: f64| 14.0 + (1.0 - v) * (HIGH - LOW));
+    let mut svg = open(title, HIGH + 130.0, SIDE);
+    for mark in [0.0, 0.25, 0.5, 0.75, 1.0] {
+        line(&mut svg, "grid", x(mark), y(0.0), x(mark), y(1.0));
+        line(&mut svg, "grid", x(0.0), y(mark), x(1.0), y(mark));
+        text(&mut svg, "tick middle", x(mark), y(0.0) + 17.0, &format!("{:.0} %", 100.0 * mark));
+        text(&mut svg, "tick end", x(0.0) - 7.0, y(mark) + 4.0, &format!("{:.0} %", 100.0 * mark));
+    }
+    text(&mut svg, "label middle", (LOW + HIGH) / 2.0, SIDE - 4.0, x_label);
+    let middle = (y(0.0) + y(1.0)) / 2.0;
+    let _ = write!(
+        svg,
+        r#"<text class="label middle" transform="translate(11 {middle:.1}) rotate(-90)">{}</text>"#,
+        escape(y_label)
+    );
+    // Labels that would cover each other move down.
+    let mut labels: Vec<(f64, f64, &str)> = Vec::new();
+    for p in &points {
+        let (Some(px), Some(py)) = (p.x.value, p.y.value) else { continue };
+        if let Some([a, b]) = p.x.interval {
+            line(&mut svg, &format!("bar {}", p.class), x(a), y(py), x(b), y(py));
+        }
+        if let Some([a, b]) = p.y.interval {
+            line(&mut svg, &format!("bar {}", p.class), x(px), y(a), x(px), y(b));
+        }
+        let _ = write!(svg, r#"<circle class="dot {}" cx="{:.1}" cy="{:.1}" r="5"/>"#, p.class, x(px), y(py));
+        labels.push((x(px) + 9.0, y(py) - 7.0, p.name));
+    }
+    labels.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let mut placed: Vec<(f64, f64)> = Vec::new();
+    for (lx, mut ly, name) in labels {
+        while placed.iter().any(|(px, py)| (lx - px).abs() < 90.0 && (ly - py).abs() < 13.0) {
+            ly += 2.0;
+        }
+        placed.push((lx, ly));
+        text(&mut svg, "tick", lx, ly, name);
     }
     svg.push_str("</svg>");
     Some(svg)

@@ -8,7 +8,7 @@ use crate::random::stream;
 
 /// Rows shown of each kind of change, in this order.
 const SHOWN: [(Change, usize); 4] =
-    [(Change::Improved, 10), (Change::Worsened, 10), (Change::BothWrong, 6), (Change::BothRight, 6)];
+    [(Change::Improved, 60), (Change::Worsened, 60), (Change::BothWrong, 40), (Change::BothRight, 40)];
 
 /// What tuning did to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,27 +1,54 @@
 //! Numbers with intervals, tables and samples: `report.json` and `report.html`.
 
-use super::{Ctx, Summary, encode::RejectedRow, eval::Answer, judge::Verdict};
+use super::{
+    Ctx, Summary,
+    controls::ControlAnswer,
+    encode::RejectedRow,
+    eval::{Answer, CONTROLS},
+    judge::Verdict,
+};
 use crate::{
     error::{Error, Result},
+    judge::{Judged, Outcome, Ruling, last_answer},
+    metric::{
+        choice::{CHOICE_RULES, ChoiceRule},
+        text::{Pair, TEXT_METRICS, TextMetricOptions},
+    },
     plan::Plan,
     run_dir::RunDir,
     sample::Sample,
     train::log::LogLine,
 };
 
-mod chart;
+mod card;
+pub(crate) mod chart;
 mod examples;
+mod looks;
 mod numbers;
 mod page;
+pub mod published;
 mod table;
-mod words;
+pub(crate) mod tables;
+pub(crate) mod words;
+
+/// The style sheet of all pages.
+pub(crate) const STYLE: &str = include_str!("style.css");
+
+/// The script of the sample browser.
+pub(crate) const BROWSER: &str = include_str!("browser.js");
+
+/// Macros of the tables that several pages have.
+pub(crate) const TABLES: &str = include_str!("tables.html");
 
 pub use examples::{Change, Example};
+pub use looks::{ControlOutcomes, ControlRow, Probes};
 pub use numbers::{
-    Baseline, CategoryRow, Counts, MetricRow, Planted, Quality, ReasonCount, Report, Training, Transitions, numbers,
+    Baseline, CategoryRow, Counts, MetricRow, Planted, Quality, ReasonCount, Report, Strata, TextValues, Training,
+    Transitions, numbers,
 };
 pub use page::html;
 pub use table::table;
+pub use tables::{OurColumn, OurRow};
 
 /// Everything a report is made from.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +63,14 @@ pub struct Inputs {
     pub answers: Vec<Answer>,
     /// `verdicts.jsonl`.
     pub verdicts: Vec<Verdict>,
+    /// `controls.jsonl`.
+    pub controls: Vec<ControlAnswer>,
+    /// What the judge says of each control answer; empty where controls are not judged.
+    pub control_outcomes: ControlOutcomes,
+    /// Text metrics of the answered rows; [`texts`] computes them.
+    pub texts: Vec<TextValues>,
+    /// What training and test have in common, name and value.
+    pub leak: Vec<(String, String)>,
     /// `log.jsonl`; empty when nothing was trained here.
     pub log: Vec<LogLine>,
     /// Signature of the judge.
@@ -47,7 +82,7 @@ pub struct Inputs {
 }
 
 /// Files whose hashes a report records, where they exist.
-const HASHED: [&str; 8] = [
+const HASHED: [&str; 9] = [
     "samples.jsonl",
     "kept.jsonl",
     "rejected.jsonl",
@@ -55,6 +90,7 @@ const HASHED: [&str; 8] = [
     "model/model.safetensors",
     "log.jsonl",
     "answers.jsonl",
+    "controls.jsonl",
     "verdicts.jsonl",
 ];
 
@@ -68,6 +104,7 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
     let page = html(&inputs, &report)?;
     dir.write_json("report.json", &report)?;
     dir.write("report.html", page.as_bytes())?;
+    card::write(dir, plan, &report)?;
     let mut summary = Summary::default();
     summary
         .line("rows answered", report.counts.rows)
@@ -90,20 +127,109 @@ pub fn read(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Inputs> {
         }
     }
     let optional = |name: &str| dir.path(name).exists();
-    Ok(Inputs {
+    let judge = plan.make_judge()?;
+    let mut inputs = Inputs {
         plan: plan.clone(),
         kept: dir.read_jsonl("kept.jsonl")?,
         rejected: if optional("rejected.jsonl") { dir.read_jsonl("rejected.jsonl")? } else { Vec::new() },
         answers: dir.read_jsonl("answers.jsonl")?,
         verdicts: dir.read_jsonl("verdicts.jsonl")?,
         log: if optional("log.jsonl") { dir.read_jsonl("log.jsonl")? } else { Vec::new() },
-        judge: plan.make_judge()?.signature(),
+        controls: if optional(CONTROLS) { dir.read_jsonl(CONTROLS)? } else { Vec::new() },
+        judge: judge.signature(),
         device: ctx.device_spec.to_string(),
+        leak: if optional("qc.json") { leak(&dir.read_json("qc.json")?) } else { Vec::new() },
         files,
-    })
+        ..Inputs::default()
+    };
+    // Controls are not worth a language model's fee; judges by rule cost nothing.
+    if !judge.asks() {
+        inputs.control_outcomes = looks::judge_controls(&inputs.kept, &inputs.controls, |sample, answer| match judge
+            .judge(Judged { sample, answer, anchor: None })?
+        {
+            Ruling::Settled(outcome) => Ok(outcome),
+            Ruling::Ask(_) => Ok(Outcome::NoReference),
+        })?;
+    }
+    inputs.texts = texts(&inputs, ctx)?;
+    let chosen = choices(&inputs)?;
+    inputs.texts.extend(chosen);
+    Ok(inputs)
+}
+
+/// Text metrics of every answered row that has a reference; BERTScore where the plan names its encoder.
+///
+/// # Errors
+/// Answers, verdicts and rows do not belong together, or a metric cannot be opened.
+pub fn texts(inputs: &Inputs, ctx: &Ctx) -> Result<Vec<TextValues>> {
+    let rows = numbers::join(inputs)?;
+    let mut options = TextMetricOptions::new(ctx.device.clone());
+    options.bertscore_model = inputs.plan.eval.bertscore_model.clone();
+    let mut found = Vec::new();
+    for def in TEXT_METRICS.iter().filter(|m| m.key != "bertscore" || options.bertscore_model.is_some()) {
+        let metric = (def.open)(&options)?;
+        let mut values = [Vec::new(), Vec::new()];
+        for (which, column) in values.iter_mut().enumerate() {
+            let reference = |i: usize| Some(last_answer(rows[i].sample)).filter(|r| !r.trim().is_empty());
+            let with: Vec<usize> = (0..rows.len()).filter(|i| reference(*i).is_some()).collect();
+            let pairs: Vec<Pair<'_>> = with
+                .iter()
+                .map(|i| Pair { answer: rows[*i].answers[which], reference: reference(*i).unwrap_or_default() })
+                .collect();
+            column.resize(rows.len(), None);
+            for (i, value) in with.into_iter().zip(metric.score_pairs(&pairs)?) {
+                column[i] = Some(value);
+            }
+        }
+        found.push(TextValues {
+            key: def.key.into(),
+            name: def.name.into(),
+            about: def.about.into(),
+            signature: metric.signature(),
+            values,
+        });
+    }
+    Ok(found)
+}
+
+/// Every rule of multiple choice on the answered rows that have options; none where no row has.
+///
+/// # Errors
+/// Answers, verdicts and rows do not belong together.
+pub fn choices(inputs: &Inputs) -> Result<Vec<TextValues>> {
+    let rows = numbers::join(inputs)?;
+    let of = |rule: &ChoiceRule, which: usize| -> Vec<Option<f64>> {
+        let value = |row: &numbers::Judged<'_>| {
+            let right = row.sample.right_option()?;
+            let choice = (rule.judge)(row.answers[which], &row.sample.options, right);
+            Some(f64::from(u8::from(choice.correct)))
+        };
+        rows.iter().map(value).collect()
+    };
+    let values = CHOICE_RULES.iter().map(|rule| TextValues {
+        key: rule.key.into(),
+        name: rule.name.into(),
+        about: rule.about.into(),
+        signature: rule.signature.into(),
+        values: [of(rule, 0), of(rule, 1)],
+    });
+    Ok(values.filter(|v| v.values.iter().flatten().any(Option::is_some)).collect())
+}
+
+/// The numbers of the leak check in `qc.json`: counts as they are, lists by their length.
+fn leak(qc: &serde_json::Value) -> Vec<(String, String)> {
+    use serde_json::Value;
+    let Some(Value::Object(fields)) = qc.get("leak") else { return Vec::new() };
+    let shown = |value: &Value| match value {
+        Value::Array(all) => Some(all.len().to_string()),
+        Value::Number(n) => Some(n.to_string()),
+        Value::Bool(b) => Some(if *b { "yes" } else { "no" }.into()),
+        _ => None,
+    };
+    fields.iter().filter_map(|(name, value)| Some((name.replace('_', " "), shown(value)?))).collect()
 }
 
 /// A rendering step failed; the message of the library is the source.
-fn failed(what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(crate) fn failed(what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(crate::error::Kind::Run, what).source(source)
 }

@@ -4,20 +4,26 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Example, Inputs, examples, words};
+use super::{
+    Example, Inputs, examples,
+    looks::{self, ControlRow, Probes},
+    published::VQA_COLUMNS,
+    tables::{COLUMNS, OurColumn, OurRow},
+    words,
+};
 use crate::{
     error::{Error, Kind, Result},
     judge::{Outcome, last_answer},
     metric::{Better, METRICS, Measure, Metric, Unit, closed_accuracy, vqa_text::normalise},
     recipes::phantom::WRONG_PAIR,
-    sample::{AnswerType, Polarity, Sample, Split},
-    stage::{eval::Which, judge::orphan},
+    sample::{AnswerType, Polarity, Sample, Split, meta},
+    stage::{controls::modality, eval::Which, judge::orphan},
     statistics::{self, Difference, Estimate, Observation, Pair},
     train::log::LogLine,
 };
 
 /// Layout of `report.json`.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Every number of a report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +40,24 @@ pub struct Report {
     pub metrics: Vec<MetricRow>,
     /// The same by category.
     pub categories: Vec<CategoryRow>,
+    /// The same by what else rows say of themselves: kind of image, part of the body, ..
+    #[serde(default)]
+    pub strata: Vec<Strata>,
+    /// Base and tuned in the layout of the paper's Table 2; empty without polarity.
+    #[serde(default)]
+    pub table_2: Vec<OurRow>,
+    /// The column of the paper's Table 3 that the data belong to.
+    #[serde(default)]
+    pub table_3: Option<OurColumn>,
+    /// What answers do without the image, or with another one.
+    #[serde(default)]
+    pub controls: Vec<ControlRow>,
+    /// Whether the base and the tuned model tell false premises from true ones; none without such pairs.
+    #[serde(default)]
+    pub probes: [Option<Probes>; 2],
+    /// What training and test rows have in common, as quality control found it.
+    #[serde(default)]
+    pub leak: Vec<(String, String)>,
     /// Rows that changed from right to wrong and back.
     pub transitions: Transitions,
     /// What quality control dropped; none when it did not run.
@@ -140,6 +164,15 @@ pub struct CategoryRow {
     pub difference: Difference,
 }
 
+/// Metrics by the values of one key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Strata {
+    /// Title of the table.
+    pub title: String,
+    /// One line a value, polarity and metric.
+    pub rows: Vec<CategoryRow>,
+}
+
 /// Rows by whether the two models were right.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transitions {
@@ -221,14 +254,24 @@ pub(super) struct Judged<'a> {
 pub fn numbers(inputs: &Inputs) -> Result<Report> {
     let rows = join(inputs)?;
     let seed = inputs.plan.seed;
-    let metrics: Vec<MetricRow> = METRICS.iter().filter_map(|m| metric_row(m, &rows, seed)).collect();
+    let mut metrics: Vec<MetricRow> = METRICS.iter().filter_map(|m| metric_row(m, &rows, seed)).collect();
+    metrics.extend(text_rows(inputs, &rows));
+    let baselines = metrics.iter_mut().filter_map(|m| m.baseline.as_mut().map(|b| &mut b.difference));
+    statistics::correct(baselines);
+    statistics::correct(metrics.iter_mut().map(|m| &mut m.difference));
     let mut report = Report {
         version: VERSION,
         program: format!("medtune {}", env!("CARGO_PKG_VERSION")),
         facts: words::facts(inputs),
         counts: counts(inputs, &rows),
+        table_2: table_2(inputs, &rows),
+        table_3: table_3(inputs, &metrics),
         metrics,
-        categories: categories(&rows, seed),
+        categories: by_key(&rows, seed, "category", |s| s.category.as_deref()),
+        strata: strata(&rows, seed),
+        controls: looks::controls(&rows, &inputs.controls, &inputs.control_outcomes, seed),
+        probes: [0, 1].map(|which| looks::probes(&rows, which, seed)),
+        leak: inputs.leak.clone(),
         transitions: transitions(&rows),
         quality: quality(inputs),
         training: training(&inputs.log),
@@ -290,7 +333,7 @@ fn twice(what: &str, id: &str) -> Error {
         .help("delete the answers and verdicts of this directory and run the same command again")
 }
 
-fn cluster(sample: &Sample) -> &str {
+pub(super) fn cluster(sample: &Sample) -> &str {
     if sample.group.is_empty() { &sample.id } else { &sample.group }
 }
 
@@ -385,9 +428,15 @@ fn baseline(metric: &Metric, rows: &[Judged<'_>], seed: u64) -> Option<Baseline>
     Some(Baseline { answer, value, difference })
 }
 
-fn categories(rows: &[Judged<'_>], seed: u64) -> Vec<CategoryRow> {
+/// Metrics by the group that `key` gives a row.
+fn by_key<'a>(
+    rows: &'a [Judged<'a>],
+    seed: u64,
+    name: &str,
+    key: impl Fn(&'a Sample) -> Option<&'a str>,
+) -> Vec<CategoryRow> {
     let keys: BTreeSet<(Option<Polarity>, &str)> =
-        rows.iter().filter_map(|r| Some((r.sample.polarity, r.sample.category.as_deref()?))).collect();
+        rows.iter().filter_map(|r| Some((r.sample.polarity, key(r.sample)?))).collect();
     let mut out = Vec::new();
     for (polarity, category) in keys {
         let wanted: &[&str] = match polarity {
@@ -396,13 +445,14 @@ fn categories(rows: &[Judged<'_>], seed: u64) -> Vec<CategoryRow> {
             None => &["closed_accuracy", "open_recall"],
         };
         for metric in METRICS.iter().filter(|m| wanted.contains(&m.key)) {
-            let inside =
-                rows.iter().filter(|r| r.sample.polarity == polarity && r.sample.category.as_deref() == Some(category));
+            let inside = rows.iter().filter(|r| r.sample.polarity == polarity && key(r.sample) == Some(category));
             let found = measure(metric, inside);
             if found.values.iter().all(Vec::is_empty) {
                 continue;
             }
-            let purpose = format!("{} {category}", metric.key);
+            // The first stratification has no prefix, so that its draws stay what they were.
+            let prefix = if name == "category" { String::new() } else { format!("{name} ") };
+            let purpose = format!("{} {prefix}{category}", metric.key);
             let estimate = |i: usize, name| {
                 statistics::estimate(&found.values[i], metric.unit, seed, &format!("{purpose} {name}"))
             };
@@ -419,7 +469,128 @@ fn categories(rows: &[Judged<'_>], seed: u64) -> Vec<CategoryRow> {
             });
         }
     }
+    statistics::correct(out.iter_mut().map(|row| &mut row.difference));
     out
+}
+
+/// Keys that rows are grouped by, with the titles of their tables.
+const STRATA: [(&str, &str); 4] = [
+    (meta::LOCATION, "Part of the body"),
+    (meta::CONTENT_TYPE, "Subject"),
+    (meta::QUESTION_TYPE, "Kind of question"),
+    (meta::LANGUAGE, "Language"),
+];
+
+/// Metrics by kind of image and by the other keys, each where rows have more than one value and categories do not
+/// already say the same.
+fn strata<'a>(rows: &'a [Judged<'a>], seed: u64) -> Vec<Strata> {
+    let mut found = Vec::new();
+    let mut add = |title: &str, name: &str, key: &dyn Fn(&'a Sample) -> Option<&'a str>| {
+        let values: BTreeSet<&str> = rows.iter().filter_map(|r| key(r.sample)).collect();
+        let as_category = rows.iter().all(|r| key(r.sample) == r.sample.category.as_deref());
+        if values.len() > 1 && !as_category {
+            found.push(Strata { title: title.into(), rows: by_key(rows, seed, name, key) });
+        }
+    };
+    add("Kind of image", "modality", &modality);
+    for (name, title) in STRATA {
+        add(title, name, &|s| s.meta.get(name)?.as_str().map(str::trim).filter(|v| !v.is_empty()));
+    }
+    found
+}
+
+/// Agreement of the words of both models' answers with the reference, by every text metric that was computed.
+fn text_rows(inputs: &Inputs, rows: &[Judged<'_>]) -> Vec<MetricRow> {
+    let one = |t: &TextValues| {
+        let values = |which: usize| -> Vec<Observation<'_>> {
+            let all = rows.iter().zip(&t.values[which]);
+            all.filter_map(|(r, v)| Some(Observation { cluster: cluster(r.sample), value: (*v)? })).collect()
+        };
+        let (base, tuned) = (values(0), values(1));
+        if base.is_empty() {
+            return None;
+        }
+        let pairs: Vec<Pair<'_>> =
+            base.iter().zip(&tuned).map(|(b, t)| Pair { cluster: b.cluster, base: b.value, tuned: t.value }).collect();
+        let seed = inputs.plan.seed;
+        Some(MetricRow {
+            key: t.key.clone(),
+            name: t.name.clone(),
+            about: t.about.clone(),
+            signature: t.signature.clone(),
+            better: Better::Higher,
+            unit: Unit::Share,
+            base: statistics::estimate(&base, Unit::Score, seed, &format!("{} base", t.key)),
+            tuned: statistics::estimate(&tuned, Unit::Score, seed, &format!("{} tuned", t.key)),
+            unscored: [0, 0],
+            difference: statistics::difference(&pairs, seed, &t.key),
+            baseline: None,
+        })
+    };
+    inputs.texts.iter().filter_map(one).collect()
+}
+
+/// Values of one text metric, for the base and the tuned model, in the order of the joined rows; none where a row has no
+/// reference.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TextValues {
+    /// Stable key.
+    pub key: String,
+    /// Name in tables.
+    pub name: String,
+    /// What it measures.
+    pub about: String,
+    /// Exact definition.
+    pub signature: String,
+    /// Values of the base and of the tuned model.
+    pub values: [Vec<Option<f64>>; 2],
+}
+
+/// Both models in the columns of Table 2.
+fn table_2(inputs: &Inputs, rows: &[Judged<'_>]) -> Vec<OurRow> {
+    let seed = inputs.plan.seed;
+    let of = |which: usize, polarity: Polarity| -> BTreeMap<String, Estimate> {
+        let inside: Vec<usize> = (0..rows.len()).filter(|i| rows[*i].sample.polarity == Some(polarity)).collect();
+        let mut found = BTreeMap::new();
+        for (key, _, unit) in COLUMNS {
+            let texts = inputs.texts.iter().find(|t| t.key == key);
+            let metric = METRICS.iter().find(|m| m.key == key);
+            let value = |i: usize| match (texts, metric) {
+                (Some(t), _) => t.values[which].get(i).copied().flatten(),
+                (None, Some(m)) => match (m.measure)(rows[i].sample, rows[i].outcomes[which]) {
+                    Measure::Value(v) => Some(v),
+                    _ => None,
+                },
+                (None, None) => None,
+            };
+            let values: Vec<Observation<'_>> = inside
+                .iter()
+                .filter_map(|i| Some(Observation { cluster: cluster(rows[*i].sample), value: value(*i)? }))
+                .collect();
+            if !values.is_empty() {
+                let unit = if texts.is_some() { Unit::Score } else { unit };
+                let purpose = format!("table 2 {key} {which} {polarity:?}");
+                found.insert(key.to_string(), statistics::estimate(&values, unit, seed, &purpose));
+            }
+        }
+        found
+    };
+    let row = |which: usize, model: &str| OurRow {
+        model: model.into(),
+        positive: of(which, Polarity::NonHallucination),
+        negative: of(which, Polarity::Hallucination),
+    };
+    let all = [row(0, "base"), row(1, "tuned")];
+    if all.iter().all(|r| r.positive.is_empty() && r.negative.is_empty()) { Vec::new() } else { all.into() }
+}
+
+/// The accuracies of a data set that Table 3 has a column for.
+fn table_3(inputs: &Inputs, metrics: &[MetricRow]) -> Option<OurColumn> {
+    let source = &inputs.plan.data.source;
+    VQA_COLUMNS.iter().find(|(key, _)| key == source)?;
+    let closed = |m: &&MetricRow| m.key.starts_with("closed_accuracy") || m.key.starts_with("mcq");
+    let rules: Vec<_> = metrics.iter().filter(closed).map(|m| (m.name.clone(), m.base, m.tuned)).collect();
+    (!rules.is_empty()).then(|| OurColumn { source: source.clone(), rules })
 }
 
 fn transitions(rows: &[Judged<'_>]) -> Transitions {

@@ -8,20 +8,24 @@ use minijinja::Environment;
 use serde::Serialize;
 
 use super::{
-    CategoryRow, Change, Inputs, MetricRow, Report, chart, failed,
+    BROWSER, CategoryRow, Change, ControlRow, Inputs, MetricRow, Probes, Report, STYLE, TABLES, chart, failed,
     numbers::{Judged, correct, join},
-    words,
+    published::{VQA_COLUMNS, WHY_2, WHY_3},
+    tables, words,
 };
 use crate::{
     error::Result,
     judge::{Outcome, Scores, Stance, last_answer, last_question},
     metric::{Better, Unit},
     sample::Polarity,
+    stage::{controls::Control, eval::Which},
     statistics::{Difference, Estimate},
 };
 
 /// Longest side of an image in the page.
 const IMAGE_SIDE: u32 = 384;
+/// Bytes of images that a page holds at most; cards after that have none.
+const MOST_BYTES: usize = 24 << 20;
 /// Files up to this size in a format of the web are taken as they are.
 const SMALL_FILE: u64 = 48 * 1024;
 
@@ -46,6 +50,8 @@ struct Line {
     tuned: Cell,
     difference: Cell,
     p: String,
+    raw_p: String,
+    detectable: String,
     finding: &'static str,
     judgement: &'static str,
 }
@@ -72,7 +78,28 @@ struct Card {
     images: Vec<Picture>,
     question: String,
     reference: String,
+    provenance: String,
     said: [Said; 2],
+}
+
+/// A control of one model.
+#[derive(Serialize)]
+struct ControlLine {
+    name: String,
+    changed: Cell,
+    right: Option<Cell>,
+    gain: Option<Cell>,
+    p: String,
+    finding: &'static str,
+    judgement: &'static str,
+}
+
+/// What a model does with pairs of premises.
+#[derive(Serialize)]
+struct ProbeLine {
+    name: &'static str,
+    pairs: usize,
+    cells: Vec<Cell>,
 }
 
 /// An image, or why there is none.
@@ -95,11 +122,23 @@ struct Part {
 /// All that the template uses. Figures are SVG that this program escaped itself; everything else the template escapes.
 #[derive(Serialize)]
 struct Page<'a> {
+    style: &'static str,
+    browser: &'static str,
     title: &'static str,
     lead: String,
     report: &'a Report,
     metrics: Vec<Line>,
     categories: Vec<Line>,
+    strata: Vec<(String, Vec<Line>)>,
+    table_2: Vec<tables::Line>,
+    columns_2: Vec<&'static str>,
+    why_2: &'static [&'static str],
+    table_3: Vec<tables::VqaLine>,
+    columns_3: Vec<&'static str>,
+    why_3: &'static [&'static str],
+    controls: Vec<ControlLine>,
+    probes: Vec<ProbeLine>,
+    plane: Option<String>,
     forest_share: Option<String>,
     forest_score: Option<String>,
     loss: Option<String>,
@@ -120,16 +159,29 @@ pub fn html(inputs: &Inputs, report: &Report) -> Result<String> {
     environment
         .add_template("report.html", include_str!("report.html"))
         .map_err(|e| failed("the report's template is malformed", e))?;
+    environment.add_template("tables.html", TABLES).map_err(|e| failed("the tables' template is malformed", e))?;
     let template = environment.get_template("report.html").map_err(|e| failed("no template", e))?;
     let hallucination = report.metrics.iter().any(|m| m.key == "hallucination_rate");
     let plan = toml::to_string_pretty(&inputs.plan).map_err(|e| failed("the plan has no TOML form", e))?;
     let judge = serde_json::to_string_pretty(&report.judge).map_err(|e| failed("the judge has no JSON form", e))?;
     let page = Page {
+        style: STYLE,
+        browser: BROWSER,
         title: if hallucination { "Hallucination before and after tuning" } else { "Answers before and after tuning" },
         lead: lead(report),
         report,
         metrics: report.metrics.iter().map(line).collect(),
         categories: categories(&report.categories),
+        strata: report.strata.iter().map(|s| (s.title.clone(), categories(&s.rows))).collect(),
+        table_2: if report.table_2.is_empty() { Vec::new() } else { tables::table_2(&report.table_2) },
+        columns_2: tables::COLUMNS.iter().map(|c| c.1).collect(),
+        why_2: &WHY_2,
+        table_3: report.table_3.as_ref().map_or_else(Vec::new, |ours| tables::table_3(Some(ours))),
+        columns_3: VQA_COLUMNS.iter().map(|c| c.1).collect(),
+        why_3: &WHY_3,
+        controls: report.controls.iter().map(control).collect(),
+        probes: probes(report),
+        plane: plane(report),
         forest_share: chart::forest(&report.metrics, Unit::Share),
         forest_score: chart::forest(&report.metrics, Unit::Score),
         loss: chart::loss(&inputs.log),
@@ -207,7 +259,9 @@ fn line(m: &MetricRow) -> Line {
         base: cell(&m.base, m.unit),
         tuned: cell(&m.tuned, m.unit),
         difference: difference(&m.difference, m.unit),
-        p: words::p_value(m.difference.p),
+        p: words::p_value(m.difference.p_holm.or(m.difference.p)),
+        raw_p: words::p_value(m.difference.p),
+        detectable: m.difference.detectable.map_or_else(String::new, |d| words::number(d, m.unit, false)),
         finding: m.difference.finding.words(),
         judgement: judgement(&m.difference, m.better),
     }
@@ -234,10 +288,51 @@ fn category(c: &CategoryRow, again: bool) -> Line {
         base: cell(&c.base, c.unit),
         tuned: cell(&c.tuned, c.unit),
         difference: difference(&c.difference, c.unit),
-        p: words::p_value(c.difference.p),
+        p: words::p_value(c.difference.p_holm.or(c.difference.p)),
+        raw_p: words::p_value(c.difference.p),
+        detectable: c.difference.detectable.map_or_else(String::new, |d| words::number(d, c.unit, false)),
         finding: c.difference.finding.words(),
         judgement: judgement(&c.difference, c.better),
     }
+}
+
+fn control(c: &ControlRow) -> ControlLine {
+    let model = if c.model == Which::Base { "Base" } else { "Tuned" };
+    let image = if c.control == Control::Blind { "without the image" } else { "with another image" };
+    ControlLine {
+        name: format!("{model}, {image}"),
+        changed: cell(&c.changed, Unit::Share),
+        right: c.right.as_ref().map(|r| cell(r, Unit::Share)),
+        gain: c.gain.as_ref().map(|g| difference(g, Unit::Share)),
+        p: c.gain.as_ref().map_or("–".into(), |g| words::p_value(g.p_holm.or(g.p))),
+        finding: c.gain.as_ref().map_or("not judged", |g| g.finding.words()),
+        judgement: c.gain.as_ref().map_or("", |g| judgement(g, Better::Higher)),
+    }
+}
+
+fn probes(report: &Report) -> Vec<ProbeLine> {
+    let line = |name, p: &Probes| ProbeLine {
+        name,
+        pairs: p.pairs,
+        cells: [p.tells_apart, p.goes_along, p.denies_both, p.reversed, p.unclear]
+            .iter()
+            .map(|e| cell(e, Unit::Share))
+            .collect(),
+    };
+    ["Base", "Tuned"].into_iter().zip(&report.probes).filter_map(|(name, p)| Some(line(name, p.as_ref()?))).collect()
+}
+
+/// Refusing too much against refusing rightly.
+fn plane(report: &Report) -> Option<String> {
+    let find = |key: &str| report.metrics.iter().find(|m| m.key == key);
+    let (x, y) = (find("over_refusal_rate")?, find("refutation_accuracy")?);
+    let point = |name, class, x, y| chart::Point { name, class, x, y };
+    chart::plane(
+        "Refutation of false premises against denial of true findings",
+        "over-refusal: true findings denied",
+        "false premises refuted rightly",
+        &[point("base", "base", &x.base, &y.base), point("tuned", "tuned", &x.tuned, &y.tuned)],
+    )
 }
 
 /// The kinds of change that occur.
@@ -261,12 +356,26 @@ fn cards(inputs: &Inputs, report: &Report) -> Result<Vec<Card>> {
     let rows = join(inputs)?;
     let by_id: HashMap<&str, &Judged<'_>> = rows.iter().map(|r| (r.sample.id.as_str(), r)).collect();
     let mut seen = HashMap::new();
+    let mut bytes = 0;
     let examples = report.examples.iter().filter_map(|e| Some((e, by_id.get(e.id.as_str())?)));
     Ok(examples
         .map(|(example, row)| {
             let images = row.sample.images.iter();
-            let images = images.map(|i| seen.entry(i.path.clone()).or_insert_with(|| picture(&i.path)).clone());
+            let mut embedded = |picture: Picture| {
+                bytes += picture.uri.as_ref().map_or(0, String::len);
+                if bytes <= MOST_BYTES {
+                    return picture;
+                }
+                Picture { uri: None, problem: "left out: this page holds enough images".into(), small: false }
+            };
+            let images = images
+                .map(|i| embedded(seen.entry(i.path.clone()).or_insert_with(|| picture(&i.path)).clone()))
+                .collect::<Vec<_>>();
+            let origin = &row.sample.origin;
+            let file =
+                if origin.file.as_os_str().is_empty() { String::new() } else { format!(", {}", origin.file.display()) };
             Card {
+                provenance: format!("{}{file}, row {}; image {}", origin.dataset, origin.row, row.sample.group),
                 id: example.id.clone(),
                 change: example.change.words(),
                 class: example.change,
@@ -275,7 +384,7 @@ fn cards(inputs: &Inputs, report: &Report) -> Result<Vec<Card>> {
                     Some(Polarity::Hallucination) => "false premise",
                     _ => "",
                 },
-                images: images.collect(),
+                images,
                 question: last_question(row.sample),
                 reference: last_answer(row.sample).to_string(),
                 said: [said("Base", row, 0), said("Tuned", row, 1)],

@@ -1,10 +1,10 @@
 //! Numbers as text, and the sentences that they support.
 
-use super::{Inputs, MetricRow, Report};
+use super::{ControlRow, Inputs, MetricRow, Report};
 use crate::{
     judge::Outcome,
     metric::{Better, Unit},
-    stage::judge::Verdict,
+    stage::{controls::Control, eval::Which, judge::Verdict},
     statistics::{Difference, Estimate, Finding},
 };
 
@@ -53,7 +53,7 @@ fn judge_name(kind: &str) -> String {
 }
 
 /// A value with its unit: `71.2 %` or `6.27`.
-pub(super) fn value(v: Option<f64>, unit: Unit) -> String {
+pub(crate) fn value(v: Option<f64>, unit: Unit) -> String {
     match (v, unit) {
         (None, _) => "–".into(),
         (Some(v), Unit::Share) => format!("{:.1}\u{a0}%", 100.0 * v),
@@ -62,7 +62,7 @@ pub(super) fn value(v: Option<f64>, unit: Unit) -> String {
 }
 
 /// A number without its unit, with a true minus sign and, for differences, a plus sign.
-pub(super) fn number(v: f64, unit: Unit, sign: bool) -> String {
+pub(crate) fn number(v: f64, unit: Unit, sign: bool) -> String {
     let text = match unit {
         Unit::Share => format!("{:.1}", 100.0 * v.abs()),
         Unit::Score => format!("{:.2}", v.abs()),
@@ -78,15 +78,25 @@ pub(super) fn number(v: f64, unit: Unit, sign: bool) -> String {
 }
 
 /// An interval: `65.0 to 77.1`.
-pub(super) fn interval(ends: Option<[f64; 2]>, unit: Unit, sign: bool) -> String {
+pub(crate) fn interval(ends: Option<[f64; 2]>, unit: Unit, sign: bool) -> String {
     match ends {
         Some([low, high]) => format!("{} to {}", number(low, unit, sign), number(high, unit, sign)),
         None => "no interval".into(),
     }
 }
 
+/// A value with its interval for terminals: `57.3 [53.0, 61.6]`, shares in per cent.
+pub(crate) fn with_interval(e: &Estimate, unit: Unit) -> String {
+    let plain = |v: f64| number(v, unit, false).replace('\u{2212}', "-");
+    match (e.value, e.interval) {
+        (None, _) => "-".into(),
+        (Some(v), None) => plain(v),
+        (Some(v), Some([a, b])) => format!("{} [{}, {}]", plain(v), plain(a), plain(b)),
+    }
+}
+
 /// A p-value: `< 0.001` or `0.034`.
-pub(super) fn p_value(p: Option<f64>) -> String {
+pub(crate) fn p_value(p: Option<f64>) -> String {
     match p {
         None => "–".into(),
         Some(p) if p < 0.001 => "< 0.001".into(),
@@ -95,7 +105,7 @@ pub(super) fn p_value(p: Option<f64>) -> String {
 }
 
 /// Whether a shown difference is an improvement; none if no difference is shown.
-pub(super) fn improvement(finding: Finding, better: Better) -> Option<bool> {
+pub(crate) fn improvement(finding: Finding, better: Better) -> Option<bool> {
     match (finding, better) {
         (Finding::Lower, Better::Lower) | (Finding::Higher, Better::Higher) => Some(true),
         (Finding::Lower, Better::Higher) | (Finding::Higher, Better::Lower) => Some(false),
@@ -110,7 +120,8 @@ fn points(unit: Unit) -> &'static str {
     }
 }
 
-fn difference(d: &Difference, unit: Unit) -> String {
+/// A difference with its interval and p-value.
+pub(crate) fn difference(d: &Difference, unit: Unit) -> String {
     let p = match d.p {
         Some(p) if p < 0.001 => "p\u{a0}<\u{a0}0.001".into(),
         Some(p) => format!("p\u{a0}=\u{a0}{p:.3}"),
@@ -154,7 +165,9 @@ pub(super) fn shows(report: &Report) -> Vec<String> {
             ));
         }
     }
-    if out.is_empty() {
+    let differences = out.len();
+    out.extend(looking(report, true));
+    if differences == 0 {
         out.push("No difference between the base and the tuned model is shown by these rows.".into());
     }
     out
@@ -174,6 +187,7 @@ pub(super) fn does_not_show(report: &Report, inputs: &Inputs) -> Vec<String> {
             ));
         }
     }
+    out.extend(looking(report, false));
     if let Some(warning) = trade(report) {
         out.push(warning);
     }
@@ -185,13 +199,49 @@ fn not_shown(m: &MetricRow) -> Option<String> {
     let name = m.name.to_lowercase();
     match m.difference.finding {
         Finding::NotShown => Some(format!(
-            "A change of {name}: difference not shown, {}. Changes inside that interval remain possible.",
-            difference(&m.difference, m.unit)
+            "A change of {name}: difference not shown, {}. Changes inside that interval remain possible{}.",
+            difference(&m.difference, m.unit),
+            detectable(&m.difference, m.unit)
         )),
         Finding::Identical => Some(format!("A change of {name}: no row differs, on {}.", rows_of(&m.tuned))),
         Finding::TooFew => Some(format!("A change of {name}: {} are too few.", rows_of(&m.tuned))),
         Finding::Lower | Finding::Higher => None,
     }
+}
+
+/// What the rows could have shown.
+fn detectable(d: &Difference, unit: Unit) -> String {
+    let small = |size: f64| {
+        format!(
+            "; rows like these show a change of {}{} in four cases of five",
+            number(size, unit, false),
+            points(unit)
+        )
+    };
+    d.detectable.filter(|size| *size > 0.0).map_or_else(String::new, small)
+}
+
+/// What image controls show, or do not.
+fn looking(report: &Report, shown: bool) -> Vec<String> {
+    let name = |c: &ControlRow| match (c.model, c.control) {
+        (Which::Base, Control::Blind) => "the base model without the image",
+        (Which::Tuned, Control::Blind) => "the tuned model without the image",
+        (Which::Base, Control::Swapped) => "the base model with another image",
+        (Which::Tuned, Control::Swapped) => "the tuned model with another image",
+    };
+    let sentence = |c: &ControlRow| {
+        let changed = format!("{} of the answers of {} differ", value(c.changed.value, Unit::Share), name(c));
+        match &c.gain {
+            Some(gain) if (gain.finding == Finding::Higher) == shown => Some(format!(
+                "{}{changed}; the right image adds to right answers {}.",
+                if shown { "" } else { "That the image helps: " },
+                difference(gain, Unit::Share)
+            )),
+            None if shown => Some(format!("{changed}.")),
+            _ => None,
+        }
+    };
+    report.controls.iter().filter_map(sentence).collect()
 }
 
 /// Fewer hallucinations that go with more refusals.
@@ -242,8 +292,8 @@ fn caveats(report: &Report, inputs: &Inputs, out: &mut Vec<String>) {
     }
     if report.metrics.len() > 1 {
         out.push(format!(
-            "That every shown difference is real: {} metrics were compared, each at p < {}, without correction for \
-             their number.",
+            "Anything by one uncorrected p-value: the {} metrics were corrected together (Holm), and so were the \
+             categories; a difference counts as shown below {} after that.",
             report.metrics.len(),
             crate::statistics::ALPHA
         ));
@@ -252,7 +302,7 @@ fn caveats(report: &Report, inputs: &Inputs, out: &mut Vec<String>) {
 }
 
 /// Stance and reason of a verdict, or why there is none.
-pub(super) fn reason(outcome: &Outcome) -> String {
+pub(crate) fn reason(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Scored { reason, .. } => reason.clone(),
         Outcome::Refused { reply } => format!("The judge declined: {reply}"),
@@ -264,7 +314,7 @@ pub(super) fn reason(outcome: &Outcome) -> String {
 }
 
 /// `nonexistent_object` as words.
-pub(super) fn plain(name: &str) -> String {
+pub(crate) fn plain(name: &str) -> String {
     name.replace(['_', '-'], " ")
 }
 
