@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod config;
+mod family;
 mod help;
 mod machine;
 mod mock;
