@@ -8,15 +8,27 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{check_row, data_file, group_of, id_field, image_dir, json_rows, json_type, place, text_field};
+use super::{
+    id_field,
+    io::{
+        Record,
+        driver::{Images, Part, Reading, group_of, nothing_to_read, root},
+        layout,
+    },
+    json_type, text_field,
+};
 use crate::{
     error::{Error, Kind, Result},
-    sample::{ImageRef, Origin, Role, Sample, Split, Turn},
+    sample::{ImageRef, Origin, Role, Sample, Split, Turn, meta},
     source::{DataConfig, Samples, Source},
 };
 
 /// The reader.
 pub struct Llava;
+
+/// Files of a folder.
+const FILES: [&str; 7] =
+    ["train.json", "train.jsonl", "val.json", "valid.json", "validation.json", "test.json", "test.jsonl"];
 
 impl Source for Llava {
     fn name(&self) -> &'static str {
@@ -25,36 +37,33 @@ impl Source for Llava {
 
     fn doc(&self) -> &'static str {
         "LLaVA conversations JSON: an array of {id, image, conversations}.\n\
-         `data.path` is the JSON file, `data.image_dir` the folder that image paths start from (default: beside the file). \
-         `image` may be a path, a list, or absent; roles are human and gpt; other keys are kept in meta, of which \
-         `split`, `group`, `polarity`, `category`, `annotation` and `answer_type` are understood."
+         `data.path` is the JSON (or JSONL) file, or a folder with train.json, val.json and test.json; `data.image_dir` \
+         the folder that image paths start from (default: the file's folder, or images/ in it). `image` may be a path, a \
+         list, or absent; roles are human and gpt; other keys are kept in meta, of which `split`, `group`, `polarity`, \
+         `category`, `annotation` and `answer_type` are understood. Question-answering sets in LLaVA-Med's style (with \
+         `answer_type`) are this format, too."
     }
 
-    fn open(&self, config: &DataConfig, _seed: u64, _work_dir: &Path) -> Result<Samples> {
-        let file = data_file(config, "train.json")?;
-        let images = image_dir(config, &file, "");
-        let rows = json_rows(&file)?;
-        Ok(Samples::new(rows.into_iter().enumerate().map(move |(i, row)| read(row, i, &file, &images))))
+    fn open(&self, config: &DataConfig, _seed: u64, work_dir: &Path) -> Result<Samples> {
+        let root = root(config)?;
+        let files = if root.is_file() { vec![root.clone()] } else { layout::existing(&root, &FILES) };
+        let Some(dir) = files.first().and_then(|f| f.parent()) else {
+            return Err(nothing_to_read(&root, &FILES.join(", "), "llava"));
+        };
+        let images = Images::new(config, work_dir, vec![dir.to_path_buf(), dir.join("images")]);
+        let reading = Reading { source: self, config, work_dir, answers_optional: false };
+        reading.parts(files.into_iter().map(Part::named).collect(), move |record, _| read(record, &images))
     }
 }
 
-fn read(row: Value, index: usize, file: &Path, image_dir: &Path) -> Result<Sample> {
-    let at = place(file, index);
-    let Value::Object(mut row) = row else {
-        return Err(Error::new(Kind::Data, "a row is not an object")
-            .code("malformed")
-            .at(at)
-            .expected("{...}")
-            .found(json_type(&row)));
-    };
-    let id = id_field(&row, "id").unwrap_or_else(|| format!("row-{index}"));
+/// A conversation of a file in this format.
+pub(super) fn read(record: &Record, image_dir: &Images) -> Result<Sample> {
+    let (mut row, at) = (record.fields.clone(), record.at.as_str());
+    let id = id_field(&row, "id").unwrap_or_else(|| format!("row-{}", record.row));
     row.remove("id");
-    let turns = turns(&mut row, &at)?;
-    let images = images(row.remove("image"), image_dir, &at)?;
-    let mut sample = finish(id, images, turns, row, &at)?;
-    sample.origin = Origin { dataset: "llava".into(), file: file.to_path_buf(), row: index };
-    check_row(&sample, &at)?;
-    Ok(sample)
+    let turns = turns(&mut row, at)?;
+    let images = images(row.remove("image"), image_dir, at)?;
+    finish(id, images, turns, row, at)
 }
 
 fn turns(row: &mut Map<String, Value>, at: &str) -> Result<Vec<Turn>> {
@@ -93,7 +102,7 @@ pub(super) fn turn_of(turn: &Value, role_key: &str, text_key: &str, at: &str) ->
 }
 
 /// Images given as a path, a list of paths, or not at all.
-pub(super) fn images(value: Option<Value>, dir: &Path, at: &str) -> Result<Vec<ImageRef>> {
+pub(super) fn images(value: Option<Value>, dir: &Images, at: &str) -> Result<Vec<ImageRef>> {
     let bad = |found: &Value| {
         Error::new(Kind::Data, "the image of a row is not a path")
             .code("malformed")
@@ -102,7 +111,7 @@ pub(super) fn images(value: Option<Value>, dir: &Path, at: &str) -> Result<Vec<I
             .found(json_type(found))
     };
     let one = |v: &Value| match v {
-        Value::String(path) if !path.is_empty() => Ok(ImageRef { path: dir.join(path) }),
+        Value::String(path) if !path.is_empty() => Ok(dir.find(path)),
         other => Err(bad(other)),
     };
     match value {
@@ -133,7 +142,7 @@ pub(super) fn finish(
     let polarity = take_known(&mut rest, "polarity", "hallucination or non-hallucination", at)?;
     let answer_type = take_known(&mut rest, "answer_type", "OPEN or CLOSED", at)?;
     if let Some(split) = take_known::<Split>(&mut rest, "split", "train, validation or test", at)? {
-        rest.insert(super::MARKED_SPLIT.into(), serde_json::json!(split));
+        rest.insert(meta::MARKED_SPLIT.into(), serde_json::json!(split));
     }
     let mut sample = Sample {
         id,
@@ -149,7 +158,7 @@ pub(super) fn finish(
         annotation,
         meta: rest,
     };
-    sample.group = group.unwrap_or_else(|| group_of(&sample));
+    sample.group = group.unwrap_or_else(|| group_of(&sample.images, &sample.id));
     Ok(sample)
 }
 

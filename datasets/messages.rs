@@ -5,18 +5,26 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{
-    check_row, data_file, id_field, image_dir, json_type,
+    id_field,
+    io::{
+        Record,
+        driver::{Images, Part, Reading, nothing_to_read, root},
+        layout,
+    },
+    json_type,
     llava::{finish, images, turn_of},
-    place, read_text,
 };
 use crate::{
     error::{Error, Kind, Result},
-    sample::{Origin, Sample},
+    sample::Sample,
     source::{DataConfig, Samples, Source},
 };
 
 /// The reader.
 pub struct Messages;
+
+/// Files of a folder.
+const FILES: [&str; 4] = ["train.jsonl", "val.jsonl", "validation.jsonl", "test.jsonl"];
 
 impl Source for Messages {
     fn name(&self) -> &'static str {
@@ -25,43 +33,27 @@ impl Source for Messages {
 
     fn doc(&self) -> &'static str {
         "Chat messages with images, one row a line: {messages: [{role, content}], images: [path]}.\n\
-         `data.path` is the JSONL file, `data.image_dir` the folder that image paths start from (default: beside the file). \
-         Roles are system, user and assistant. `id`, `split`, `group`, `polarity`, `category`, `annotation` and \
-         `answer_type` are understood; other keys are kept in meta."
+         `data.path` is the JSONL (or JSON) file, or a folder with train.jsonl, val.jsonl and test.jsonl; \
+         `data.image_dir` the folder that image paths start from (default: the file's folder, or images/ in it). Roles \
+         are system, user and assistant. `id`, `split`, `group`, `polarity`, `category`, `annotation` and `answer_type` \
+         are understood; other keys are kept in meta."
     }
 
-    fn open(&self, config: &DataConfig, _seed: u64, _work_dir: &Path) -> Result<Samples> {
-        let file = data_file(config, "train.jsonl")?;
-        let dir = image_dir(config, &file, "");
-        let text = read_text(&file)?;
-        let lines: Vec<(usize, String)> = text
-            .trim_start_matches('\u{feff}')
-            .lines()
-            .enumerate()
-            .filter(|(_, line)| !line.trim().is_empty())
-            .map(|(i, line)| (i, line.to_string()))
-            .collect();
-        if lines.is_empty() {
-            return Err(Error::new(Kind::Data, "the data file has no rows").at(file.display()));
-        }
-        Ok(Samples::new(lines.into_iter().map(move |(i, line)| read(&line, i, &file, &dir))))
+    fn open(&self, config: &DataConfig, _seed: u64, work_dir: &Path) -> Result<Samples> {
+        let root = root(config)?;
+        let files = if root.is_file() { vec![root.clone()] } else { layout::existing(&root, &FILES) };
+        let Some(dir) = files.first().and_then(|f| f.parent()) else {
+            return Err(nothing_to_read(&root, &FILES.join(", "), "messages"));
+        };
+        let images = Images::new(config, work_dir, vec![dir.to_path_buf(), dir.join("images")]);
+        let reading = Reading { source: self, config, work_dir, answers_optional: false };
+        reading.parts(files.into_iter().map(Part::named).collect(), move |record, _| read(record, &images))
     }
 }
 
-fn read(line: &str, index: usize, file: &Path, dir: &Path) -> Result<Sample> {
-    let at = place(file, index);
-    let value: Value = serde_json::from_str(line).map_err(|e| {
-        let hint = if e.is_eof() { "the line ends too early: copy the file again" } else { "repair this line" };
-        Error::new(Kind::Data, "a line is not JSON").code("malformed").at(&at).help(hint).source(e)
-    })?;
-    let Value::Object(mut row) = value else {
-        return Err(Error::new(Kind::Data, "a row is not an object")
-            .code("malformed")
-            .at(at)
-            .expected("{...}")
-            .found(json_type(&value)));
-    };
-    let id = id_field(&row, "id").unwrap_or_else(|| format!("row-{index}"));
+fn read(record: &Record, dir: &Images) -> Result<Sample> {
+    let (mut row, at) = (record.fields.clone(), record.at.as_str());
+    let id = id_field(&row, "id").unwrap_or_else(|| format!("row-{}", record.row));
     row.remove("id");
     let list = row.remove("messages");
     let Some(Value::Array(list)) = list else {
@@ -71,12 +63,9 @@ fn read(line: &str, index: usize, file: &Path, dir: &Path) -> Result<Sample> {
             .expected("`messages`, an array")
             .found(list.as_ref().map_or("nothing", json_type)));
     };
-    let turns = list.iter().map(|t| turn_of(t, "role", "content", &at)).collect::<Result<_>>()?;
-    let images = images(row.remove("images"), dir, &at)?;
-    let mut sample = finish(id, images, turns, row, &at)?;
-    sample.origin = Origin { dataset: "messages".into(), file: file.to_path_buf(), row: index };
-    check_row(&sample, &at)?;
-    Ok(sample)
+    let turns = list.iter().map(|t| turn_of(t, "role", "content", at)).collect::<Result<_>>()?;
+    let images = images(row.remove("images"), dir, at)?;
+    finish(id, images, turns, row, at)
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
 //! Data set readers, one a file.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use burn::data::dataset::Dataset;
 
@@ -14,15 +11,41 @@ use crate::{
     source::{DataConfig, Source},
 };
 
+mod io;
 pub mod llava;
+pub mod llava_med;
+pub mod medhalltune;
 pub mod messages;
+pub mod omnimedvqa;
+pub mod pathvqa;
 pub mod phantom;
+pub mod pmc_vqa;
+pub mod pubmedvision;
+pub mod roco;
+pub mod rocov2;
+pub mod slake;
+pub mod table;
 pub mod vqa_rad;
 
 pub use crate::sample::meta::MARKED_SPLIT;
 
 /// All readers.
-pub const DATASETS: &[&dyn Source] = &[&phantom::Phantom, &llava::Llava, &messages::Messages, &vqa_rad::VqaRad];
+pub const DATASETS: &[&dyn Source] = &[
+    &phantom::Phantom,
+    &llava::Llava,
+    &messages::Messages,
+    &table::Table,
+    &vqa_rad::VqaRad,
+    &slake::Slake,
+    &pathvqa::PathVqa,
+    &pmc_vqa::PmcVqa,
+    &omnimedvqa::OmniMedVqa,
+    &medhalltune::MedHallTune,
+    &pubmedvision::PubMedVision,
+    &llava_med::LlavaMed,
+    &roco::Roco,
+    &rocov2::RocoV2,
+];
 
 /// The reader called `name`.
 ///
@@ -78,59 +101,6 @@ impl Dataset<Sample> for SampleSet {
     }
 }
 
-/// The file a reader reads: `data.path` itself, or the file called `name` in it when it is a directory.
-fn data_file(config: &DataConfig, name: &str) -> Result<PathBuf> {
-    let path = config.path.as_ref().ok_or_else(|| {
-        Error::new(Kind::Config, "the data source needs a path")
-            .at("data.path")
-            .help("set data.path to the file to read")
-    })?;
-    Ok(if path.is_dir() { path.join(name) } else { path.clone() })
-}
-
-/// Directory that relative image paths start from.
-fn image_dir(config: &DataConfig, file: &Path, default: &str) -> PathBuf {
-    config.image_dir.clone().unwrap_or_else(|| file.parent().unwrap_or(Path::new("")).join(default))
-}
-
-/// A whole file as text.
-///
-/// # Errors
-/// It cannot be read, or is not UTF-8; the error names the line.
-fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| {
-        Error::new(Kind::Data, "cannot read the data file").at(path.display()).help("check data.path").source(e)
-    })?;
-    String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-        Error::new(Kind::Data, "the data file is not UTF-8")
-            .at(format!("{}:{line}", path.display()))
-            .help("convert it, for example with iconv -t UTF-8")
-    })
-}
-
-/// A JSON file that holds an array of objects, as rows.
-///
-/// # Errors
-/// It is not JSON (truncated, for example), or not an array.
-fn json_rows(path: &Path) -> Result<Vec<serde_json::Value>> {
-    let text = read_text(path)?;
-    let value: serde_json::Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| {
-        let hint = if e.is_eof() { "the file ends too early: copy it again" } else { "repair the file at this place" };
-        Error::new(Kind::Data, "the data file is not JSON")
-            .at(format!("{}:{}", path.display(), e.line()))
-            .help(hint)
-            .source(e)
-    })?;
-    match value {
-        serde_json::Value::Array(rows) => Ok(rows),
-        other => Err(Error::new(Kind::Data, "the data file has another form")
-            .at(path.display())
-            .expected("a JSON array of rows")
-            .found(json_type(&other))),
-    }
-}
-
 /// What a JSON value is, in words.
 fn json_type(value: &serde_json::Value) -> &'static str {
     match value {
@@ -148,21 +118,21 @@ fn place(file: &Path, row: usize) -> String {
     format!("{}, row {}", file.display(), row + 1)
 }
 
-/// Problems that rows of any source can have: roles out of order, `<image>` marks that do not match the images, image
-/// files that are not there, empty messages.
+/// Problems that the messages of a row can have: roles out of order, empty messages, `<image>` marks that do not match
+/// the images, no answer where `answers` are not optional.
 ///
 /// # Errors
 /// The row has one of them.
-fn check_row(sample: &Sample, at: &str) -> Result<()> {
+fn check_turns(sample: &Sample, at: &str, answers_optional: bool) -> Result<()> {
     use crate::sample::Role;
     let bad = |code, what: &str| Error::new(Kind::Data, what).code(code).at(at);
-    if !sample.turns.iter().any(|t| t.role == Role::Assistant) {
+    if !answers_optional && !sample.turns.iter().any(|t| t.role == Role::Assistant) {
         return Err(bad("roles", "a row has no answer to learn from").help("add an assistant message"));
     }
     let spoken: Vec<Role> = sample.turns.iter().map(|t| t.role).filter(|r| *r != Role::System).collect();
     let ordered = spoken.iter().enumerate().all(|(i, r)| *r == if i % 2 == 0 { Role::User } else { Role::Assistant });
     let system_first = sample.turns.iter().skip(1).all(|t| t.role != Role::System);
-    if !ordered || !system_first {
+    if !ordered || !system_first || spoken.is_empty() {
         return Err(
             bad("roles", "the roles of a row are out of order").expected("user and assistant in turn, the user first")
         );
@@ -181,14 +151,24 @@ fn check_row(sample: &Sample, at: &str) -> Result<()> {
             .expected(format!("{} marks", sample.images.len()))
             .found(count));
     }
-    if let Some(missing) = sample.images.iter().find(|i| !i.path.is_file()) {
-        return Err(bad("image_missing", "an image file of a row is missing")
+    Ok(())
+}
+
+/// Whether the image files of a row are there.
+///
+/// # Errors
+/// One is missing.
+fn check_images(sample: &Sample, at: &str) -> Result<()> {
+    match sample.images.iter().find(|i| !i.path.is_file()) {
+        None => Ok(()),
+        Some(missing) => Err(Error::new(Kind::Data, "an image file of a row is missing")
+            .code("image_missing")
+            .at(at)
             .expected(missing.path.display())
             .about(&missing.path)
             .found("no such file")
-            .help("check data.image_dir"));
+            .help("check data.image_dir")),
     }
-    Ok(())
 }
 
 /// A row's text field.
@@ -209,14 +189,6 @@ fn id_field(row: &serde_json::Map<String, serde_json::Value>, key: &str) -> Opti
         serde_json::Value::String(text) if !text.trim().is_empty() => Some(text.clone()),
         serde_json::Value::Number(number) => Some(number.to_string()),
         _ => None,
-    }
-}
-
-/// The group of a row: its images, or the row itself when it has none.
-fn group_of(sample: &Sample) -> String {
-    match sample.images.as_slice() {
-        [] => sample.id.clone(),
-        images => images.iter().map(|i| i.path.display().to_string()).collect::<Vec<_>>().join("|"),
     }
 }
 

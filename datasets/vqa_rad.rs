@@ -1,19 +1,27 @@
-//! VQA-RAD in its public form: `VQA_RAD Dataset Public.json` beside the folder `VQA_RAD Image Folder`.
+//! VQA-RAD in the forms it is published in: the authors' JSON, the `trainset.json` and `testset.json` of later work, and
+//! the parquet files of the Hugging Face hub.
 //!
 //! Lau et al., Scientific Data 5:180251 (2018). Quirks that are read: answers and ids that are numbers, blanks after
 //! `CLOSED`, the text `NULL` for nothing, the test marking as a prefix of `phrase_type`. That marking is not by image
 //! (the same image has train and test questions), so that it is kept in `meta.marked_split` and not followed unless
 //! `data.split = "marked"`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{MARKED_SPLIT, check_row, data_file, id_field, image_dir, json_rows, json_type, place, text_field};
+use super::{
+    MARKED_SPLIT,
+    io::{
+        Record,
+        driver::{Images, Part, Reading, nothing_to_read, open_or_closed, question, root},
+        layout,
+    },
+};
 use crate::{
-    error::{Error, Kind, Result},
-    sample::{AnswerType, ImageRef, Origin, Role, Sample, Split, Turn},
-    source::{DataConfig, Samples, Source},
+    error::Result,
+    sample::{AnswerType, Sample, Split, meta},
+    source::{DataConfig, Download, Facts, Release, Samples, Source},
 };
 
 /// The reader.
@@ -22,67 +30,106 @@ pub struct VqaRad;
 /// File name of the public release.
 const FILE: &str = "VQA_RAD Dataset Public.json";
 
+const FACTS: Facts = Facts {
+    licence: "CC0 1.0",
+    home: "https://osf.io/89kps/",
+    releases: &[
+        Release { name: "the public JSON", rows: &[(Split::Train, 1797), (Split::Test, 451)] },
+        Release { name: "flaviagiammarino/vqa-rad", rows: &[(Split::Train, 1793), (Split::Test, 451)] },
+    ],
+    download: Some(Download { repo: "flaviagiammarino/vqa-rad", files: &["data/*.parquet"] }),
+};
+
 impl Source for VqaRad {
     fn name(&self) -> &'static str {
         "vqa_rad"
     }
 
     fn doc(&self) -> &'static str {
-        "VQA-RAD as its authors publish it: `VQA_RAD Dataset Public.json` and `VQA_RAD Image Folder`.\n\
-         `data.path` is the folder that holds both, or the JSON file. Questions about head, chest and abdomen images, open \
-         and closed. The official train and test questions share images: rows are split by image unless \
-         data.split = \"marked\"."
+        "VQA-RAD: questions about head, chest and abdomen images, open and closed.\n\
+         `data.path` is a folder, in which the first of these is read, or one of the files: `VQA_RAD Dataset Public.json` \
+         beside `VQA_RAD Image Folder`; `trainset.json` and `testset.json`; parquet files of the hub, which hold the \
+         images and do not say which questions are closed (yes or no are).\n\
+         The official train and test questions share images: rows are split by image unless data.split = \"marked\"."
     }
 
-    fn open(&self, config: &DataConfig, _seed: u64, _work_dir: &Path) -> Result<Samples> {
-        let file = data_file(config, FILE)?;
-        let dir = image_dir(config, &file, "VQA_RAD Image Folder");
-        let rows = json_rows(&file)?;
-        Ok(Samples::new(rows.into_iter().enumerate().map(move |(i, row)| read(&row, i, &file, &dir))))
+    fn facts(&self) -> &'static Facts {
+        &FACTS
+    }
+
+    fn open(&self, config: &DataConfig, _seed: u64, work_dir: &Path) -> Result<Samples> {
+        let root = root(config)?;
+        let files = files(&root)?;
+        let dir = files[0].parent().unwrap_or(Path::new("")).to_path_buf();
+        let images = Images::new(config, work_dir, vec![dir.join("VQA_RAD Image Folder"), dir.join("images"), dir]);
+        let reading = Reading { source: self, config, work_dir, answers_optional: false };
+        reading.parts(files.into_iter().map(Part::named).collect(), move |record, part| {
+            match record.fields.contains_key("image_name") {
+                true => from_json(record, part, &images),
+                false => from_hub(record, part, &images),
+            }
+        })
     }
 }
 
-fn read(row: &Value, index: usize, file: &Path, dir: &Path) -> Result<Sample> {
-    let at = place(file, index);
-    let Value::Object(row) = row else {
-        return Err(Error::new(Kind::Data, "a row is not an object")
-            .code("malformed")
-            .at(at)
-            .expected("{...}")
-            .found(json_type(row)));
-    };
-    let image = text_field(row, "image_name", &at)?.trim();
-    let phrase = text_field(row, "phrase_type", &at)?.trim();
-    let qid =
-        id_field(row, "qid").ok_or_else(|| Error::new(Kind::Data, "a row has no `qid`").code("malformed").at(&at))?;
-    let question = collapse(text_field(row, "question", &at)?);
+fn files(root: &Path) -> Result<Vec<PathBuf>> {
+    if root.is_file() {
+        return Ok(vec![root.to_path_buf()]);
+    }
+    for names in [[FILE].as_slice(), &["trainset.json", "testset.json"]] {
+        let found = layout::existing(root, names);
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    let found = layout::with_extension(root, "parquet", 2)?;
+    if found.is_empty() {
+        return Err(nothing_to_read(
+            root,
+            &format!("`{FILE}`, trainset.json, testset.json or parquet files"),
+            "vqa_rad",
+        ));
+    }
+    Ok(found)
+}
+
+fn from_json(record: &Record, part: &Part, images: &Images) -> Result<Sample> {
+    let image = record.need(&["image_name"])?;
+    let phrase = record.text("phrase_type").unwrap_or_default();
+    let qid = record.need(&["qid"])?;
+    let answer = collapse(&record.need(&["answer"])?);
+    let text = collapse(&record.need(&["question"])?);
+    let mut sample = question(format!("vqa_rad-{qid}"), vec![images.find(&image)], &text, &answer);
+    sample.group = image;
+    sample.category = stated(&record.fields, "question_type");
+    sample.answer_type = Some(answer_type(record, &answer)?);
+    sample.meta = rest(&record.fields);
     let marked = if phrase.starts_with("test") { Split::Test } else { Split::Train };
-    let mut meta = meta(row);
-    meta.insert(MARKED_SPLIT.into(), json!(marked));
-    let sample = Sample {
-        id: format!("vqa_rad-{qid}"),
-        images: vec![ImageRef { path: dir.join(image) }],
-        turns: vec![
-            Turn { role: Role::User, text: format!("<image>\n{question}") },
-            Turn { role: Role::Assistant, text: answer(row, &at)? },
-        ],
-        origin: Origin { dataset: "vqa_rad".into(), file: file.to_path_buf(), row: index },
-        split: Split::default(),
-        group: image.to_string(),
-        polarity: None,
-        category: stated(row, "question_type"),
-        answer_type: Some(answer_type(row, &at)?),
-        options: Vec::new(),
-        annotation: None,
-        meta,
-    };
-    check_row(&sample, &at)?;
+    let renamed = [
+        (meta::QUESTION_ID, Some(qid)),
+        (meta::LOCATION, stated(&record.fields, "image_organ")),
+        (meta::QUESTION_TYPE, stated(&record.fields, "question_type")),
+    ];
+    for (key, value) in renamed {
+        if let Some(value) = value {
+            sample.meta.insert(key.into(), json!(value));
+        }
+    }
+    sample.meta.insert(MARKED_SPLIT.into(), json!(part.split.unwrap_or(marked)));
     Ok(sample)
 }
 
+fn from_hub(record: &Record, part: &Part, images: &Images) -> Result<Sample> {
+    let id = format!("vqa_rad-{}-{}", part.split_name(), record.row);
+    let answer = collapse(&record.need(&["answer"])?);
+    let text = collapse(&record.need(&["question"])?);
+    let sample = question(id, images.of(record, "image")?, &text, &answer);
+    Ok(Sample { answer_type: Some(open_or_closed(&answer)), ..sample })
+}
+
 /// Every field that is stated and not used elsewhere.
-fn meta(row: &Map<String, Value>) -> Map<String, Value> {
-    const USED: [&str; 4] = ["question", "answer", "image_name", "answer_type"];
+fn rest(row: &Map<String, Value>) -> Map<String, Value> {
+    const USED: [&str; 6] = ["question", "answer", "image_name", "answer_type", "image_organ", "qid"];
     row.iter()
         .filter(|(key, value)| !USED.contains(&key.as_str()) && value.as_str().map(str::trim) != Some("NULL"))
         .map(|(key, value)| (key.clone(), value.clone()))
@@ -95,31 +142,19 @@ fn stated(row: &Map<String, Value>, key: &str) -> Option<String> {
     (!text.is_empty() && text != "NULL").then(|| text.to_string())
 }
 
-fn answer(row: &Map<String, Value>, at: &str) -> Result<String> {
-    match row.get("answer") {
-        Some(Value::String(text)) => Ok(collapse(text)),
-        Some(Value::Number(number)) => Ok(number.to_string()),
-        other => Err(Error::new(Kind::Data, "the answer of a row is neither text nor a number")
-            .code("malformed")
-            .at(at)
-            .found(other.map_or("nothing", json_type))),
-    }
-}
-
-fn answer_type(row: &Map<String, Value>, at: &str) -> Result<AnswerType> {
-    match text_field(row, "answer_type", at)?.trim().to_uppercase().as_str() {
-        "OPEN" => Ok(AnswerType::Open),
-        "CLOSED" => Ok(AnswerType::Closed),
-        other => Err(Error::new(Kind::Data, "unknown answer type of a row")
-            .code("malformed")
-            .at(at)
-            .expected("OPEN or CLOSED")
-            .found(format!("{other:?}"))),
+fn answer_type(record: &Record, answer: &str) -> Result<AnswerType> {
+    match record.text("answer_type").map(str::to_uppercase).as_deref() {
+        Some("OPEN") => Ok(AnswerType::Open),
+        Some("CLOSED") => Ok(AnswerType::Closed),
+        None => Ok(open_or_closed(answer)),
+        Some(other) => {
+            Err(record.error("malformed", "unknown answer type of a row").expected("OPEN or CLOSED").found(other))
+        }
     }
 }
 
 /// Without tabs, line breaks and blanks around.
-fn collapse(text: &str) -> String {
+pub(super) fn collapse(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -155,6 +190,6 @@ mod tests {
         assert_eq!((first.meta[MARKED_SPLIT].as_str(), first.group.as_str()), (Some("train"), "synpic1.jpg"));
         assert!(!first.meta.contains_key("question_rephrase"));
         assert!(rows[2].as_ref().unwrap_err().to_string().contains("row 3"));
-        assert!(rows[3].as_ref().unwrap_err().to_string().contains("neither text nor a number"));
+        assert!(rows[3].as_ref().unwrap_err().to_string().contains("no `answer`"));
     }
 }

@@ -14,7 +14,7 @@ use crate::{ablate::Axis, device::DeviceSpec, score::read::Part, weights::Dtype}
     version,
     arg_required_else_help = true,
     disable_help_subcommand = true,
-    after_help = "Start here:\n  medtune run phantom                 the whole path on synthetic images, on the CPU\n  medtune plan phantom                what that would do, value by value\n  medtune recipes show phantom        the recipe file, to copy and change\n\nExit codes: 0 done, 1 a gate said no, 2 the work could not be done.\nNothing is downloaded, and only recipes that name a language-model server send anything over a network."
+    after_help = "Start here:\n  medtune run phantom                 the whole path on synthetic images, on the CPU\n  medtune plan phantom                what that would do, value by value\n  medtune recipes show phantom        the recipe file, to copy and change\n\nExit codes: 0 done, 1 a gate said no, 2 the work could not be done.\nNothing is downloaded but by `medtune data get`, and only recipes that name a language-model server send anything over a network."
 )]
 pub struct Cli {
     /// What to do.
@@ -393,6 +393,27 @@ pub enum DataVerb {
     /// Exit code 1 if there are any.
     #[command(after_help = "Example:\n  medtune data leak my_recipe.toml")]
     Leak(RecipeArgs),
+    /// Download a public data set from the Hugging Face hub
+    ///
+    /// The only verb that downloads data. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected; an
+    /// interrupted download continues. SOURCE.json beside the data records the commit and the checksum of each file.
+    #[command(
+        after_help = "Examples:\n  medtune data get vqa_rad\n  medtune data get slake --revision main --out data/slake\n  medtune data get owner/name"
+    )]
+    Get(GetArgs),
+}
+
+/// What `data get` needs.
+#[derive(Debug, Clone, Args)]
+pub struct GetArgs {
+    /// Name of a reader (`medtune datasets`), or a data set repository as owner/name
+    pub name: String,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    pub revision: String,
+    /// Folder for the files [default: data/<name>]
+    #[arg(long, short, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// Ways to look at models.

@@ -13,6 +13,7 @@ pub mod device;
 pub mod error;
 pub mod export;
 pub mod generate;
+pub mod hub;
 pub mod image;
 pub mod judge;
 pub mod kernel;

@@ -344,6 +344,16 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     finish(temporary, path)
 }
 
+/// Like [`write_atomic`], without waiting for the disk: for files that are compared before they are used again.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub(crate) fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut temporary = temporary_for(path)?;
+    temporary.write_all(bytes).map_err(|e| Error::io(path, e))?;
+    persist(temporary, path)
+}
+
 /// SHA-256 of a file in lower-case hexadecimal digits; of a directory, over the names and hashes of all files in it.
 ///
 /// # Errors
@@ -408,13 +418,17 @@ pub(crate) fn temporary_for(path: &Path) -> Result<tempfile::NamedTempFile> {
 
 /// Puts a temporary file in the place of `path`, flushed to disk.
 pub(crate) fn finish(temporary: tempfile::NamedTempFile, path: &Path) -> Result<()> {
+    temporary.as_file().sync_all().map_err(|e| Error::io(path, e))?;
+    persist(temporary, path)
+}
+
+fn persist(temporary: tempfile::NamedTempFile, path: &Path) -> Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         // Temporary files are private; results are for everybody who may read the directory.
         let _ = temporary.as_file().set_permissions(fs::Permissions::from_mode(0o644));
     }
-    temporary.as_file().sync_all().map_err(|e| Error::io(path, e))?;
     temporary.persist(path).map_err(|e| Error::io(path, e.error))?;
     Ok(())
 }

@@ -101,6 +101,8 @@ pub mod meta {
     /// Article the image was published in: `pmid:18000001`, `pmcid:PMC1000001`, or `DATASET:NAME` where only the data
     /// set can tell articles apart.
     pub const ARTICLE: &str = "article";
+    /// Whether the header of the image says that annotation is burned into its pixels; `true` or absent.
+    pub const BURNED_IN: &str = "burned_in_annotation";
     /// The question alone, where the user's turn also lists the options.
     pub const QUESTION: &str = "question";
 }

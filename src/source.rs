@@ -42,6 +42,8 @@ pub struct DataConfig {
     /// One row an image, annotated with every question and answer about it: what captions are made from where a data
     /// set has none.
     pub by_image: bool,
+    /// Frame that is taken of DICOM files with several, from 0.
+    pub frame: usize,
     /// Column names of the source `table`.
     pub columns: ColumnConfig,
     /// What keeps tests out of training.
@@ -125,6 +127,7 @@ impl Default for DataConfig {
             language: None,
             show_options: true,
             by_image: false,
+            frame: 0,
             columns: ColumnConfig::default(),
             firewall: FirewallConfig::default(),
             phantom: PhantomConfig::default(),

@@ -4,6 +4,8 @@
 
 mod ablate;
 mod cli;
+mod datasets;
+mod dicom;
 mod eval;
 mod judge;
 mod llm;

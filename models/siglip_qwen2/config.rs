@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Kind, Result},
-    models::named,
     nn::decoder::DecoderShape,
 };
 
@@ -161,7 +160,10 @@ impl SiglipQwen2Config {
     /// # Errors
     /// There is none.
     pub fn preset(name: &str) -> Result<Self> {
-        named(&[("tiny", Self::tiny as fn() -> Self)], name)
+        match name {
+            "tiny" => Ok(Self::tiny()),
+            _ => Err(Error::new(Kind::Config, "unknown preset").at("model.preset").expected("tiny").found(name)),
+        }
     }
 
     /// Reads `config.json` of a checkpoint directory.

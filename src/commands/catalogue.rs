@@ -15,6 +15,7 @@ use crate::{
     plan::Plan,
     qc::RULES,
     registry,
+    source::Source,
     stage::STAGES,
     weights::Checkpoint,
 };
@@ -77,7 +78,25 @@ fn model_entries() -> Vec<Entry> {
 }
 
 fn dataset_entries() -> Vec<Entry> {
-    registry::datasets().map(|d| Entry::new("data set reader", d.name(), d.doc())).collect()
+    registry::datasets().map(dataset_entry).collect()
+}
+
+fn dataset_entry(reader: &dyn Source) -> Entry {
+    let facts = reader.facts();
+    let mut entry = Entry::new("data set reader", reader.name(), reader.doc());
+    for (key, value) in [("licence", facts.licence), ("home", facts.home)] {
+        if !value.is_empty() {
+            entry = entry.with(key, value);
+        }
+    }
+    for release in facts.releases {
+        let rows = release.rows.iter().map(|(split, n)| format!("{} {n}", format!("{split:?}").to_lowercase()));
+        entry = entry.with(&format!("rows of {}", release.name), rows.collect::<Vec<_>>().join(", "));
+    }
+    if let Some(download) = facts.download {
+        entry = entry.with("download", format!("medtune data get {} ({})", reader.name(), download.repo));
+    }
+    entry
 }
 
 fn recipe_entries() -> Vec<Entry> {
@@ -95,34 +114,14 @@ pub(super) fn models(global: &Global) -> Result<()> {
                 row.family.into(),
                 row.preset.into(),
                 towers.join(", "),
-                tokens(row.tokens_per_image, row.most_tokens_per_image),
+                row.tokens_per_image.to_string(),
                 row.about.into(),
             ]);
         }
-        let targets = columns(&adapter_targets(&table));
-        let names: Vec<_> =
-            EMBEDDED.iter().map(|e| format!("embedded:{} of {}  {}\n", e.name, e.family, e.about)).collect();
+        let names: Vec<_> = EMBEDDED.iter().map(|e| format!("embedded:{}  {}\n", e.name, e.about)).collect();
         let help = "`medtune explain FAMILY` says more; `medtune models inspect DIR` reads a checkpoint";
-        format!("{}\n{targets}\n{}\n{help}", columns(&rows), names.concat())
+        format!("{}{}\n{help}", columns(&rows), names.concat())
     })
-}
-
-/// Positions of an image: one number, or from one tile to all of them.
-fn tokens(least: usize, most: usize) -> String {
-    if least == most { least.to_string() } else { format!("{least} to {most}") }
-}
-
-/// Lines of family, presets and adapter targets; presets with the same targets share one.
-fn adapter_targets(table: &[models::ModelRow]) -> Vec<Vec<String>> {
-    let mut rows: Vec<Vec<String>> = vec![["FAMILY", "PRESETS", "ADAPTER TARGETS"].map(String::from).to_vec()];
-    for row in table {
-        let targets = row.lora_targets.join(", ");
-        match rows.last_mut() {
-            Some(last) if last[0] == row.family && last[2] == targets => last[1] += &format!(", {}", row.preset),
-            _ => rows.push(vec![row.family.into(), row.preset.into(), targets]),
-        }
-    }
-    rows
 }
 
 /// A number with its order of magnitude.

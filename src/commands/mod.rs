@@ -17,6 +17,7 @@ mod ablate;
 mod catalogue;
 mod data;
 mod dry;
+mod get;
 mod machine;
 mod mock;
 mod model;
@@ -49,6 +50,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Data(DataVerb::Show { recipe, row }) => data::show(g, &recipe, row),
         Verb::Data(DataVerb::Leak(args)) => data::leak(g, &args),
         Verb::MockLlm(args) => mock::serve(g, &args),
+        Verb::Data(DataVerb::Get(args)) => get::get(g, &args),
         Verb::Models { verb: None } => catalogue::models(g),
         Verb::Models { verb: Some(ModelsVerb::Inspect { dir }) } => catalogue::inspect(g, &dir),
         Verb::Datasets => catalogue::datasets(g),

@@ -9,7 +9,7 @@ use std::{fs, io::Cursor, path::Path};
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader};
 
 use super::{
-    Rgb8,
+    Rgb8, dicom,
     jpeg::{self, JpegError},
 };
 use crate::error::{Error, Kind, Result};
@@ -46,8 +46,11 @@ pub fn probe(path: impl AsRef<Path>) -> Result<Probe> {
     let path = path.as_ref();
     let bytes = read(path)?;
     let at = path.display().to_string();
-    let format = format_of(&bytes, &at)?;
     let image = decode(&bytes, &at)?;
+    if dicom::is_dicom(&bytes) {
+        return Ok(Probe { width: image.width, height: image.height, format: "dicom" });
+    }
+    let format = format_of(&bytes, &at)?;
     let format = format.extensions_str().first().copied().unwrap_or("unknown");
     Ok(Probe { width: image.width, height: image.height, format: if format == "jpg" { "jpeg" } else { format } })
 }
@@ -57,6 +60,9 @@ pub fn probe(path: impl AsRef<Path>) -> Result<Probe> {
 /// # Errors
 /// As [`open`], without those of reading.
 pub fn decode(bytes: &[u8], at: &str) -> Result<Rgb8> {
+    if dicom::is_dicom(bytes) {
+        return Ok(dicom::decode(bytes, 0, at)?.0);
+    }
     match format_of(bytes, at)? {
         ImageFormat::Jpeg => decode_jpeg(bytes, at),
         format => decode_other(bytes, format, at),
@@ -78,7 +84,7 @@ fn format_of(bytes: &[u8], at: &str) -> Result<ImageFormat> {
         let found = if bytes.is_empty() { "an empty file" } else { "something else" };
         Error::new(Kind::Image, "a file is not an image")
             .at(at)
-            .expected("JPEG, PNG, BMP, GIF, TIFF, WebP or PNM")
+            .expected("JPEG, PNG, BMP, GIF, TIFF, WebP, PNM or DICOM")
             .found(found)
             .help("replace the file, or leave its rows out")
     })

@@ -4,6 +4,7 @@
 
 pub mod clip;
 mod decode;
+pub mod dicom;
 mod jpeg;
 pub mod pad;
 pub mod resize;

@@ -24,6 +24,7 @@ pub mod duplicate_image;
 pub mod empty;
 pub mod eval_leak;
 pub mod hash;
+pub mod identity;
 pub mod image_count;
 pub mod image_missing;
 pub mod image_tiny;
@@ -163,6 +164,7 @@ pub const RULES: &[&dyn QcRule] = &[
     &positive_refutes::PositiveRefutes,
     &category_mix::CategoryMix,
     &truth_mismatch::TruthMismatch,
+    &identity::Identity,
     &image_missing::ImageMissing,
     &image_tiny::ImageTiny,
     &eval_leak::EvalLeak,

@@ -256,8 +256,7 @@ fn answer(
 
 /// The base model, or the tuned one: a whole checkpoint in `model/`, else the base with `adapter/`.
 fn load(plan: &Plan, dir: &RunDir, which: Which, device: &Device) -> Result<(AnyVlm, Box<dyn Processor>)> {
-    let mut options = plan.model.load_options();
-    options.compat = options.compat.evaluating();
+    let options = plan.model.load_options();
     let base = base_dir(plan, dir)?;
     if which == Which::Base {
         return models::load(&base, &options, device);

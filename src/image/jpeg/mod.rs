@@ -101,6 +101,8 @@ struct Decoder<'a> {
     restart: usize,
     jfif: bool,
     adobe: Option<u8>,
+    /// Three components are RGB unless an Adobe marker says otherwise.
+    rgb: bool,
     frame: Option<Frame>,
     scans: usize,
 }
@@ -124,7 +126,12 @@ pub(crate) fn dimensions(data: &[u8]) -> Result<(usize, usize)> {
 
 /// Decodes the whole file.
 pub(crate) fn decode(data: &[u8]) -> Result<Jpeg> {
-    let mut decoder = Decoder { data, ..Decoder::default() };
+    decode_as(data, false)
+}
+
+/// Decodes a stream whose container says whether three components are `rgb`; an Adobe marker still decides.
+pub(crate) fn decode_as(data: &[u8], rgb: bool) -> Result<Jpeg> {
+    let mut decoder = Decoder { data, rgb, ..Decoder::default() };
     loop {
         let (marker, segment) = decoder.segment()?;
         match marker {
@@ -323,7 +330,10 @@ impl<'a> Decoder<'a> {
             }
         }
         let ids: Vec<u8> = frame.components.iter().map(|c| c.id).collect();
-        let space = ColorSpace::of(&ids, self.jfif, self.adobe);
+        let space = match (self.rgb && ids.len() == 3, self.adobe) {
+            (true, None) => ColorSpace::Rgb,
+            _ => ColorSpace::of(&ids, self.jfif, self.adobe),
+        };
         color::interleave(&frame, space)
     }
 }
