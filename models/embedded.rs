@@ -10,36 +10,70 @@ use crate::{
 /// A checkpoint directory in the program.
 #[derive(Debug)]
 pub struct Embedded {
-    /// Name behind `embedded:`.
+    /// Name behind `embedded:`; every family may have one of it.
     pub name: &'static str,
+    /// Family, as `model.name` has it.
+    pub family: &'static str,
     /// One line about it.
     pub about: &'static str,
     /// Files in Hugging Face layout.
     pub files: &'static [(&'static str, &'static [u8])],
 }
 
-/// All of them.
-pub const EMBEDDED: &[Embedded] = &[Embedded {
-    name: "phantom",
-    about: "tiny LLaVA-Med that describes phantom images and goes along with any premise",
-    files: &[
-        ("config.json", include_bytes!("../recipes/phantom/base/config.json")),
-        ("generation_config.json", include_bytes!("../recipes/phantom/base/generation_config.json")),
-        ("model.safetensors", include_bytes!("../recipes/phantom/base/model.safetensors")),
-        ("tokenizer.json", include_bytes!("../recipes/phantom/base/tokenizer.json")),
-    ],
-}];
+/// Name and bytes of files of `recipes/phantom/base/<family>/`.
+macro_rules! phantom {
+    ($family:literal, $about:literal, $($file:literal),+) => {
+        Embedded {
+            name: "phantom",
+            family: $family,
+            about: $about,
+            files: &[$(($file, include_bytes!(concat!("../recipes/phantom/base/", $family, "/", $file)))),+],
+        }
+    };
+}
 
-/// The checkpoint called `name`.
+/// All of them.
+pub const EMBEDDED: &[Embedded] = &[
+    phantom!(
+        "llava_med",
+        "tiny LLaVA-Med that describes phantom images and goes along with any premise",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json"
+    ),
+    phantom!(
+        "qwen_vl",
+        "tiny Qwen-VL of the same upbringing",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "qwen.tiktoken"
+    ),
+    phantom!(
+        "internvl",
+        "tiny InternVL of the same upbringing",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json"
+    ),
+];
+
+/// The checkpoint called `name` of a family.
 ///
 /// # Errors
 /// There is none.
-pub fn find(name: &str) -> Result<&'static Embedded> {
-    EMBEDDED.iter().find(|e| e.name == name).ok_or_else(|| {
-        Error::new(Kind::Config, "no checkpoint of this name is compiled in")
+pub fn find(name: &str, family: &str) -> Result<&'static Embedded> {
+    let found = EMBEDDED.iter().find(|e| e.name == name && e.family == family);
+    found.ok_or_else(|| {
+        let known: Vec<String> = EMBEDDED.iter().map(|e| format!("{} of {}", e.name, e.family)).collect();
+        Error::new(Kind::Config, "no checkpoint of this name and family is compiled in")
             .at("model.checkpoint")
-            .expected(EMBEDDED.iter().map(|e| e.name).collect::<Vec<_>>().join(", "))
-            .found(name)
+            .expected(known.join(", "))
+            .found(format!("{name} of {family}"))
+            .help("name a directory as model.checkpoint, or leave it out for random weights of model.preset")
     })
 }
 

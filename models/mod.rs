@@ -1,6 +1,9 @@
 //! The model families: registry, and the closed enum the rest of the program holds.
 
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use burn::{
     module::Module,
@@ -17,10 +20,11 @@ use crate::{
         visit::{NamedParam, named_params},
     },
     progress::Progress,
-    vlm::{Processor, Tower, Vlm},
+    vlm::{Batch, Processor, Tower, Vlm},
     weights::{Dtype, SaveOptions},
 };
 
+pub mod compat;
 pub mod embedded;
 pub mod internvl;
 pub mod llava_med;
@@ -31,6 +35,8 @@ pub mod siglip_qwen2;
 #[cfg(test)]
 mod contract;
 
+pub use compat::Compat;
+
 /// `[model]` of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -39,13 +45,15 @@ pub struct ModelConfig {
     pub name: String,
     /// Checkpoint directory in Hugging Face layout; when absent, `preset` is initialised at random.
     pub checkpoint: Option<PathBuf>,
-    /// Shape of a randomly initialised model.
+    /// Shape of a model without a checkpoint: `tiny` is initialised at random, the others are for planning.
     pub preset: String,
     /// Directory with other weights for the vision tower.
     pub vision_tower: Option<PathBuf>,
     /// Type in which weights are held and written: `auto` (that of the checkpoint), `float32`, `bfloat16` or
     /// `float16`. What is trained is always float32 in memory.
     pub dtype: Dtype,
+    /// Behaviour of the originals that harms, for reproducing their numbers.
+    pub compat: Compat,
 }
 
 impl ModelConfig {
@@ -56,6 +64,7 @@ impl ModelConfig {
             vision_tower: self.vision_tower.clone(),
             dtype: self.dtype.explicit(),
             progress: Progress::Silent,
+            compat: self.compat,
         }
     }
 
@@ -65,13 +74,8 @@ impl ModelConfig {
     /// There is no such family or preset.
     pub fn preset(&self) -> Result<&'static Preset> {
         let presets = find(&self.name)?.presets;
-        presets.iter().find(|p| p.name == self.preset).ok_or_else(|| {
-            Error::new(Kind::Config, "unknown preset")
-                .at("model.preset")
-                .expected(presets.iter().map(|p| p.name).collect::<Vec<_>>().join(", "))
-                .found(&self.preset)
-                .help("`medtune models` lists the presets")
-        })
+        let found = presets.iter().find(|p| p.name == self.preset);
+        found.ok_or_else(|| unknown_preset(presets.iter().map(|p| p.name), &self.preset))
     }
 }
 
@@ -80,9 +84,10 @@ impl Default for ModelConfig {
         Self {
             name: "llava_med".into(),
             checkpoint: None,
-            preset: "tiny".into(),
+            preset: TINY.into(),
             vision_tower: None,
             dtype: Dtype::Auto,
+            compat: Compat::default(),
         }
     }
 }
@@ -124,6 +129,28 @@ pub struct LoadOptions {
     pub dtype: Option<FloatDType>,
     /// How loading a large checkpoint is shown.
     pub progress: Progress,
+    /// Quirks of the original that are switched on.
+    pub compat: Compat,
+}
+
+/// Name of a preset, and its configuration.
+pub type PresetConfig<C> = (&'static str, fn() -> C);
+
+/// The configuration called `name` among a family's presets.
+///
+/// # Errors
+/// There is none.
+pub fn named<C>(presets: &[PresetConfig<C>], name: &str) -> Result<C> {
+    let found = presets.iter().find(|(known, _)| *known == name).map(|(_, config)| config());
+    found.ok_or_else(|| unknown_preset(presets.iter().map(|(known, _)| *known), name))
+}
+
+fn unknown_preset<'a>(known: impl Iterator<Item = &'a str>, found: &str) -> Error {
+    Error::new(Kind::Config, "unknown preset")
+        .at("model.preset")
+        .expected(known.collect::<Vec<_>>().join(", "))
+        .found(found)
+        .help("`medtune models` lists the presets")
 }
 
 /// A shape of a family.
@@ -135,9 +162,14 @@ pub struct Preset {
     pub about: &'static str,
     /// Tokens of its vocabulary.
     pub vocab_size: usize,
-    /// Linear modules that adapters are usually put on, by the last parts of their names.
+    /// Most tiles of one image; each takes its positions.
+    pub max_tiles: usize,
+    /// Linear modules that the original's fine-tuning puts adapters on, by the last parts of their names.
     pub lora_targets: &'static [&'static str],
 }
+
+/// Name of the presets that are trained from random weights; the others have the shape of a published model.
+pub const TINY: &str = "tiny";
 
 /// A model family.
 #[derive(Debug)]
@@ -256,9 +288,11 @@ pub struct ModelRow {
     pub about: &'static str,
     /// Parameters of each tower, in order.
     pub parameters: Vec<(&'static str, usize)>,
-    /// Positions that one image takes.
+    /// Positions that one image takes, at least.
     pub tokens_per_image: usize,
-    /// Usual adapter targets.
+    /// Positions that one image takes at most, which is more where images are cut into tiles.
+    pub most_tokens_per_image: usize,
+    /// Adapter targets of the original's fine-tuning.
     pub lora_targets: &'static [&'static str],
 }
 
@@ -277,6 +311,7 @@ pub fn table(device: &Device) -> Result<Vec<ModelRow>> {
                 about: preset.about,
                 parameters: tower_sizes(&model),
                 tokens_per_image,
+                most_tokens_per_image: tokens_per_image * preset.max_tiles,
                 lora_targets: preset.lora_targets,
             });
         }
@@ -320,6 +355,14 @@ impl Vlm for AnyVlm {
         dispatch!(self, m => m.project(features))
     }
 
+    fn tile_features(&self) -> usize {
+        dispatch!(self, m => m.tile_features())
+    }
+
+    fn reconcile<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
+        dispatch!(self, m => m.reconcile(batch))
+    }
+
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         dispatch!(self, m => m.embed_tokens(input_ids))
     }
@@ -352,6 +395,7 @@ impl Vlm for AnyVlm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::target::{linears, select};
 
     #[test]
     fn the_registry_has_every_folder_and_every_preset_builds_without_memory() {
@@ -380,10 +424,30 @@ mod tests {
             }
             assert!((def.init)("no such preset", None, 0, &device).is_err());
         }
+        assert!(named(&[("a", || 1), ("b", || 2)], "c").unwrap_err().to_string().contains("expected a, b"));
         let rows = table(&device).unwrap();
         assert_eq!(rows.len(), MODELS.iter().map(|m| m.presets.len()).sum::<usize>());
         for row in rows {
             assert!(row.parameters.iter().all(|(_, count)| *count > 0), "{row:?}");
+        }
+    }
+
+    /// Counts that the originals' fine-tunings print, as far as they are known.
+    #[test]
+    fn adapters_on_the_presets_targets_have_the_published_sizes() {
+        let published = [
+            ("llava_med", "v1.5-7b", 128, 224, 335_544_320),
+            ("qwen_vl", "chat-9.6b", 64, 128, 112_197_632),
+            ("internvl", "4b", 16, 128, 25_165_824),
+        ];
+        let device = Device::flex();
+        for (family, preset, r, modules, parameters) in published {
+            let def = find(family).unwrap();
+            let preset = def.presets.iter().find(|p| p.name == preset).unwrap();
+            let (model, _) = (def.empty)(preset.name, &device).unwrap();
+            let patterns: Vec<String> = preset.lora_targets.iter().map(ToString::to_string).collect();
+            let found = select(&patterns, &linears(&model, model.towers()), |tower| tower == "language").unwrap();
+            assert_eq!((found.modules.len(), found.parameters(r)), (modules, parameters), "{family}");
         }
     }
 

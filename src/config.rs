@@ -283,18 +283,25 @@ impl<'a> Document<'a> {
 #[must_use]
 pub fn to_toml(settings: &[Setting], comment: &str) -> String {
     let mut text: String = comment.lines().map(|l| format!("# {l}\n")).collect();
-    let mut section = "";
+    // A section is opened once, also where its keys stand before and behind a section within it.
+    let mut sections: Vec<(&str, String)> = Vec::new();
     let by_section = |top: bool| settings.iter().filter(move |s| s.key.contains('.') != top);
     for setting in by_section(true).chain(by_section(false)) {
         let (own, name) = setting.key.rsplit_once('.').unwrap_or(("", &setting.key));
-        if own != section {
-            text.push_str(&format!("\n[{own}]\n"));
-            section = own;
+        let line = match inline(&setting.value) {
+            Some(value) => format!("{name} = {value}  # {}\n", setting.origin),
+            None => format!("# {name} is not set\n"),
+        };
+        match sections.iter_mut().find(|s| s.0 == own) {
+            Some(section) => section.1.push_str(&line),
+            None => sections.push((own, line)),
         }
-        match inline(&setting.value) {
-            Some(value) => text.push_str(&format!("{name} = {value}  # {}\n", setting.origin)),
-            None => text.push_str(&format!("# {name} is not set\n")),
+    }
+    for (name, lines) in sections {
+        if !name.is_empty() {
+            text.push_str(&format!("\n[{name}]\n"));
         }
+        text.push_str(&lines);
     }
     text
 }

@@ -174,6 +174,9 @@ impl Plan {
         if let Some(name) = &self.judge.name {
             known(&mut add, "judge.name", name, registry::judges().map(|j| j.name()));
         }
+        for (key, problem) in self.model.compat.problems(&self.model.name) {
+            add(&key, problem);
+        }
         match models::find(&self.model.name) {
             Err(_) => known(&mut add, "model.name", &self.model.name, MODELS.iter().map(|m| m.name)),
             Ok(family) if self.model.checkpoint.is_none() => {
@@ -186,7 +189,10 @@ impl Plan {
             let (key, problem) = sentence.split_once(' ').unwrap_or(("recipe", &sentence));
             add(key, problem.to_string());
         }
-        if let Some(Err(e)) = self.model.checkpoint.as_deref().and_then(embedded_name).map(embedded::find) {
+        if let Some(name) = self.model.checkpoint.as_deref().and_then(embedded_name)
+            && models::find(&self.model.name).is_ok()
+            && let Err(e) = embedded::find(name, &self.model.name)
+        {
             add("model.checkpoint", e.to_string());
         }
         if self.data.test_fraction + self.data.validation_fraction >= 1.0 {

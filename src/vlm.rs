@@ -5,10 +5,12 @@
 //! decoding are the same for every family. A [`Vlm`] is driven in pieces (vision, projector, embedding, decoder layers,
 //! head), so that one trainer can recompute any family layer by layer.
 
+use std::borrow::Cow;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{
-    error::Result,
+    error::{Error, Kind, Result},
     nn::{
         attention::Columns,
         cast,
@@ -194,6 +196,22 @@ impl Batch {
         }
     }
 
+    /// Checks that there is a position for every image feature, `tile_features` of them a tile.
+    ///
+    /// # Errors
+    /// There are more or fewer.
+    pub fn check_features(&self, tile_features: usize) -> Result<()> {
+        let (features, positions) = (self.pixels.len() * tile_features, self.feature_index.len());
+        if features == positions {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Data, "a batch has another number of image features than of image positions")
+            .code("image_count")
+            .at(self.ids.join(", "))
+            .expected(positions)
+            .found(features))
+    }
+
     /// Supervised positions of the batch.
     #[must_use]
     pub fn supervised(&self) -> usize {
@@ -251,6 +269,17 @@ pub trait Vlm {
     /// # Shapes
     /// `[tiles, patches, vision_width]` -> `[tiles, features, hidden_size]`
     fn project(&self, features: Tensor<3>) -> Tensor<3>;
+
+    /// Features of one tile.
+    fn tile_features(&self) -> usize;
+
+    /// The batch as it is trained on: with a position for every image feature.
+    ///
+    /// # Errors
+    /// It has more or fewer features than positions.
+    fn reconcile<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
+        batch.check_features(self.tile_features()).map(|()| Cow::Borrowed(batch))
+    }
 
     /// Token embeddings.
     ///

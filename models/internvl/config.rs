@@ -7,20 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     error::{Error, Kind, Result},
+    models::named,
     nn::{decoder::DecoderShape, intern_vit::InternVitShape, rope::inverse_frequencies},
 };
-
-/// Quirks of the original that are off by default because they harm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Compat {
-    /// Rotations follow the longest length of the call, padding of other rows included; cached keys keep the rotation
-    /// that they had when they were stored, although later queries use another; and InternLM2's tables never shrink
-    /// again. Off: each row follows its own length, and a cached step equals a recomputation.
-    pub mixed_rotations: bool,
-    /// When a batch has more image features than positions, the loss becomes zero. Off: an error, because the rows
-    /// would silently not be learnt.
-    pub surplus_zeroes_loss: bool,
-}
 
 /// `InternVisionConfig`; defaults are those of the original.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -182,6 +171,22 @@ fn silu() -> String {
 fn initializer_range() -> f64 {
     0.02
 }
+
+/// Divisors of the frequencies of Phi-3-mini-128k for texts of up to 4096 tokens.
+const SHORT_FACTOR: [f32; 48] = [
+    1.05, 1.05, 1.05, 1.1, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0,
+    2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.05, 2.05, 2.05, 2.1, 2.1, 2.1, 2.15, 2.15, 2.35, 2.55, 2.6,
+    2.6, 2.75, 2.85, 2.85, 2.95,
+];
+
+/// The same for longer texts.
+const LONG_FACTOR: [f32; 48] = [
+    1.03, 1.05, 1.05, 1.0799999, 1.2299999, 1.2299999, 1.3, 1.4499999, 1.5999999, 1.6499999, 1.8999999, 2.86,
+    3.6899998, 5.4199996, 5.49, 5.49, 9.09, 11.58, 15.66, 15.7699995, 15.79, 18.36, 21.99, 23.08, 30.009998, 32.350002,
+    32.590004, 35.560005, 39.950005, 53.840004, 56.200005, 57.950005, 59.290005, 59.770004, 59.920006, 61.190006,
+    61.960007, 62.500008, 63.370007, 63.480007, 63.480007, 63.660007, 63.850006, 64.08001, 64.76001, 64.80001,
+    64.81001, 64.81001,
+];
 
 /// `InternVLChatConfig`; defaults are those of the original.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -350,33 +355,13 @@ impl LlmConfig {
         }
     }
 
-    /// Phi-3-mini-128k-instruct with the vocabulary of Mini-InternVL-Chat-4B-V1-5. The factors are those of a public
-    /// copy of the first release; a checkpoint brings its own.
+    /// Phi-3-mini-128k-instruct with the vocabulary of Mini-InternVL-Chat-4B-V1-5
+    /// (huggingface.co/OpenGVLab/Mini-InternVL-Chat-4B-V1-5/blob/main/config.json). The factors are those of the first
+    /// release of Phi-3-mini-128k-instruct, as torchtune's builder `phi3_mini_128k` has them
+    /// (torchtune/models/phi3/_model_builders.py); later revisions have others, and a checkpoint brings its own.
     #[must_use]
     pub fn phi3_mini_128k() -> Self {
-        let runs = |runs: &[(f32, usize)]| runs.iter().flat_map(|(f, n)| vec![*f; *n]).collect::<Vec<f32>>();
-        let short_factor = runs(&[
-            (1.05, 3),
-            (1.1, 3),
-            (1.25, 2),
-            (1.4, 1),
-            (1.45, 1),
-            (1.55, 1),
-            (1.85, 1),
-            (1.9, 1),
-            (2.0, 19),
-            (2.1, 2),
-            (2.2, 1),
-            (2.35, 4),
-            (2.4, 2),
-            (2.65, 1),
-            (2.7, 1),
-            (2.9, 1),
-            (2.95, 1),
-            (3.05, 3),
-        ]);
-        // Between the first and last factor that are known; only a checkpoint's own config has all of them.
-        let long_factor = (0..48).map(|i| 1.03 * (64.81f32 / 1.03).powf(i as f32 / 47.0)).collect();
+        let (short_factor, long_factor) = (SHORT_FACTOR.to_vec(), LONG_FACTOR.to_vec());
         Self {
             vocab_size: 32020,
             hidden_size: 3072,
@@ -576,19 +561,19 @@ impl InternVlConfig {
         }
     }
 
-    /// OpenGVLab/Mini-InternVL-Chat-4B-V1-5.
+    /// OpenGVLab/Mini-InternVL-Chat-4B-V1-5 (its config.json on huggingface.co).
     #[must_use]
     pub fn mini_4b() -> Self {
         Self::with(VisionConfig::intern_vit_300m(), LlmConfig::phi3_mini_128k(), "phi3-chat")
     }
 
-    /// OpenGVLab/Mini-InternVL-Chat-2B-V1-5.
+    /// OpenGVLab/Mini-InternVL-Chat-2B-V1-5 (its config.json on huggingface.co).
     #[must_use]
     pub fn mini_2b() -> Self {
         Self::with(VisionConfig::intern_vit_300m(), LlmConfig::internlm2_1_8b(), "internlm2-chat")
     }
 
-    /// OpenGVLab/InternVL-Chat-V1-5.
+    /// OpenGVLab/InternVL-Chat-V1-5 (its config.json on huggingface.co).
     #[must_use]
     pub fn chat_26b() -> Self {
         Self::with(VisionConfig::intern_vit_6b(), LlmConfig::internlm2_20b(), "internlm2-chat")
@@ -608,10 +593,10 @@ impl InternVlConfig {
         };
         let llm = LlmConfig {
             vocab_size: 1536,
-            hidden_size: 192,
-            intermediate_size: 512,
+            hidden_size: 128,
+            intermediate_size: 352,
             num_hidden_layers: 4,
-            num_attention_heads: 6,
+            num_attention_heads: 4,
             num_key_value_heads: Some(2),
             max_position_embeddings: 2048,
             original_max_position_embeddings: Some(1024),
@@ -633,17 +618,15 @@ impl InternVlConfig {
     /// # Errors
     /// There is none.
     pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "4b" => Ok(Self::mini_4b()),
-            "2b" => Ok(Self::mini_2b()),
-            "26b" => Ok(Self::chat_26b()),
-            "tiny" => Ok(Self::tiny()),
-            _ => Err(Error::new(Kind::Config, "unknown preset")
-                .at("model.preset")
-                .expected("4b, 2b, 26b or tiny")
-                .found(name)
-                .help("`medtune models` lists the presets")),
-        }
+        named(
+            &[
+                ("4b", Self::mini_4b as fn() -> Self),
+                ("2b", Self::mini_2b as fn() -> Self),
+                ("26b", Self::chat_26b as fn() -> Self),
+                ("tiny", Self::tiny as fn() -> Self),
+            ],
+            name,
+        )
     }
 
     /// Reads `config.json` of a checkpoint directory.
@@ -742,6 +725,12 @@ mod tests {
             assert_eq!(serde_json::from_str::<InternVlConfig>(&text).unwrap(), config, "{name}");
         }
         assert_eq!(InternVlConfig::mini_4b().tokens_per_tile(), 256);
+        for preset in super::super::DEF.presets {
+            let config = InternVlConfig::preset(preset.name).unwrap();
+            assert_eq!(preset.max_tiles, config.max_dynamic_patch + usize::from(config.use_thumbnail));
+            assert_eq!(preset.vocab_size, config.llm_config.vocab_size);
+        }
+        assert!([SHORT_FACTOR, LONG_FACTOR].iter().all(|factors| factors.is_sorted() && factors[0] >= 1.0));
         assert_eq!(InternVlConfig::chat_26b().vision_layers(), 45);
         assert!(InternVlConfig::preset("9b").is_err());
     }

@@ -13,6 +13,7 @@
 //! | a bf16 checkpoint rotates with bf16-rounded tables | tables are f32 |
 
 use std::{
+    borrow::Cow,
     path::Path,
     sync::{
         Arc,
@@ -28,7 +29,7 @@ use burn::{
 
 use crate::{
     error::Result,
-    models::{AnyVlm, ModelDef, Preset, TokenizerDef},
+    models::{AnyVlm, Compat, ModelDef, Preset, TokenizerDef},
     nn::{
         attention::{AttentionMask, Columns},
         decoder::{DecoderContext, LayerCache},
@@ -40,7 +41,7 @@ use crate::{
         projector::{ExactGelu, ProjectorLayer, project},
         rope::Rope,
     },
-    vlm::{Tower, Vlm},
+    vlm::{Batch, IGNORE, Tower, Vlm},
     weights::SaveOptions,
 };
 
@@ -48,7 +49,7 @@ pub mod config;
 pub mod processor;
 pub mod weights;
 
-pub use config::{Compat, InternVlConfig, LlmKind};
+pub use config::{InternVlConfig, LlmKind};
 pub use processor::InternVlProcessor;
 
 /// The family.
@@ -61,24 +62,28 @@ pub static DEF: ModelDef = ModelDef {
             name: "4b",
             about: "OpenGVLab/Mini-InternVL-Chat-4B-V1-5",
             vocab_size: 32020,
+            max_tiles: 13,
             lora_targets: PHI3_TARGETS,
         },
         Preset {
             name: "2b",
             about: "OpenGVLab/Mini-InternVL-Chat-2B-V1-5",
             vocab_size: 92553,
+            max_tiles: 13,
             lora_targets: INTERNLM2_TARGETS,
         },
         Preset {
             name: "26b",
             about: "OpenGVLab/InternVL-Chat-V1-5",
             vocab_size: 92553,
+            max_tiles: 13,
             lora_targets: INTERNLM2_TARGETS,
         },
         Preset {
             name: "tiny",
             about: "the architecture of 4b, trained in minutes on two CPU cores",
             vocab_size: 1536,
+            max_tiles: 5,
             lora_targets: PHI3_TARGETS,
         },
     ],
@@ -245,6 +250,22 @@ impl Vlm for InternVl {
     fn project(&self, features: Tensor<3>) -> Tensor<3> {
         let features = pixel_shuffle(features, self.config.block(), self.config.ps_version == "v1");
         project(&self.mlp1, features)
+    }
+
+    fn tile_features(&self) -> usize {
+        self.config.tokens_per_tile()
+    }
+
+    fn reconcile<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
+        let (count, positions) = (self.tile_features(), batch.feature_index.len());
+        let surplus = batch.pixels.len() * count > positions && positions.is_multiple_of(count);
+        if !surplus || !self.compat.surplus_zeroes_loss {
+            return batch.check_features(count).map(|()| Cow::Borrowed(batch));
+        }
+        let mut batch = batch.clone();
+        batch.pixels.truncate(positions / count);
+        batch.labels.fill(IGNORE);
+        Ok(Cow::Owned(batch))
     }
 
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::config::{Compat, InternVlConfig};
+use super::config::InternVlConfig;
 use crate::{
     error::{Error, Kind, Result},
     image::{
@@ -24,7 +24,7 @@ use crate::{
         slow_tokenizer::SlowTokenizer,
         turns::{check_marks, turns},
     },
-    vlm::{Batch, Encoded, IGNORE, ImageSpan, Pixels, Processor},
+    vlm::{Encoded, IGNORE, ImageSpan, Pixels, Processor},
 };
 
 /// ImageNet's mean, which the original uses whatever preprocessor_config.json says.
@@ -254,28 +254,6 @@ pub fn train_tokenizer(texts: &[String], vocab_size: usize) -> Result<TokenizerF
     Ok(vec![("tokenizer.model", model), ("tokenizer_config.json", format!("{config:#}\n").into_bytes())])
 }
 
-/// Checks that a batch has a position for every image feature.
-///
-/// # Errors
-/// Fewer features than positions; more, unless [`Compat::surplus_zeroes_loss`] cuts them off and takes the labels away,
-/// which leaves a loss of zero as in the original.
-pub fn reconcile(batch: &mut Batch, tokens_per_tile: usize, compat: Compat) -> Result<()> {
-    let (features, positions) = (batch.pixels.len() * tokens_per_tile, batch.feature_index.len());
-    if features == positions {
-        return Ok(());
-    }
-    if features < positions || !compat.surplus_zeroes_loss || !positions.is_multiple_of(tokens_per_tile) {
-        return Err(Error::new(Kind::Data, "a batch has another number of image features than of image positions")
-            .code("image_count")
-            .at(batch.ids.join(", "))
-            .expected(positions)
-            .found(features));
-    }
-    batch.pixels.truncate(positions / tokens_per_tile);
-    batch.labels.fill(IGNORE);
-    Ok(())
-}
-
 impl Processor for InternVlProcessor {
     fn signature(&self) -> Value {
         let tiling = self.tiling(1);
@@ -347,7 +325,7 @@ impl Processor for InternVlProcessor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vlm::PaddingSide;
+    use crate::vlm::{Batch, PaddingSide};
 
     fn processor() -> InternVlProcessor {
         let dir = tempfile::tempdir().unwrap();

@@ -39,7 +39,8 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<In
     let stored = checkpoint.info("mlp1.1.weight").map(|i| i.dtype);
     let dtype =
         options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(&checkpoint, d, device)));
-    let mut model = load(InternVl::new(&config, device)?, &checkpoint, dtype, options.progress)?;
+    let model = InternVl::new(&config, device)?.with_compat(options.compat);
+    let mut model = load(model, &checkpoint, dtype, options.progress)?;
     for (files, r) in updates.into_iter().filter(|(_, r)| *r > 0) {
         // The original's scale: alpha is twice the rank.
         model = attach_updates(model, files, r, 2.0 * r as f64)?.materialize();

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Kind, Result},
+    models::named,
     nn::{decoder::DecoderShape, vit::ClipVisionConfig},
 };
 
@@ -174,15 +175,7 @@ impl LlavaMedConfig {
     /// # Errors
     /// There is none.
     pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "v1.5-7b" => Ok(Self::v1_5_7b()),
-            "tiny" => Ok(Self::tiny()),
-            _ => Err(Error::new(Kind::Config, "unknown preset")
-                .at("model.preset")
-                .expected("v1.5-7b or tiny")
-                .found(name)
-                .help("`medtune models` lists the presets")),
-        }
+        named(&[("v1.5-7b", Self::v1_5_7b as fn() -> Self), ("tiny", Self::tiny as fn() -> Self)], name)
     }
 
     /// Reads `config.json` of a checkpoint directory.

@@ -32,6 +32,7 @@ pub mod processor;
 pub mod weights;
 
 pub use config::LlavaMedConfig;
+use processor::Overflow;
 
 /// The family.
 pub static DEF: ModelDef = ModelDef {
@@ -43,12 +44,14 @@ pub static DEF: ModelDef = ModelDef {
             name: "v1.5-7b",
             about: "microsoft/llava-med-v1.5-mistral-7b",
             vocab_size: 32_000,
+            max_tiles: 1,
             lora_targets: LORA_TARGETS,
         },
         Preset {
             name: "tiny",
             about: "the same architecture, trained in minutes on two CPU cores",
             vocab_size: 1536,
+            max_tiles: 1,
             lora_targets: LORA_TARGETS,
         },
     ],
@@ -65,7 +68,8 @@ pub static DEF: ModelDef = ModelDef {
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::LlavaMed),
     processor: |dir, options| {
         let processor = processor::LlavaMedProcessor::load(dir, options.vision_tower.as_deref())?;
-        Ok(Box::new(processor))
+        let overflow = if options.compat.cut_long_rows { Overflow::CutText } else { Overflow::Error };
+        Ok(Box::new(processor.with_overflow(overflow)))
     },
     tokenizer: TokenizerDef {
         file: "tokenizer.json",
@@ -192,6 +196,10 @@ impl Vlm for LlavaMed {
 
     fn project(&self, features: Tensor<3>) -> Tensor<3> {
         project(&self.model.mm_projector, features)
+    }
+
+    fn tile_features(&self) -> usize {
+        self.config.vision_config.as_ref().map_or(0, |vision| self.config.tokens_per_image(vision))
     }
 
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {

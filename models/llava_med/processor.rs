@@ -13,10 +13,11 @@ use crate::{
     error::{Error, Kind, Result},
     image::{self, clip::ClipPreprocess},
     nn::vit::ClipVisionConfig,
-    sample::{Role, Sample},
+    sample::Sample,
     text::{
         chat::{self, IMAGE_MARK, Labelled},
         tokenizer::Tokenizer,
+        turns::{check_marks, turns},
     },
     vlm::{Encoded, IGNORE, ImageSpan, Pixels, Processor},
 };
@@ -129,55 +130,24 @@ impl LlavaMedProcessor {
 
     /// Checks the turns of a sample and brings them into the shape of the template.
     fn conversation(&self, sample: &Sample, answered: bool) -> Result<Conversation> {
-        let turns = &sample.turns;
-        let start = turns.iter().take_while(|t| t.role == Role::System).count();
-        let system: Vec<&str> = turns[..start].iter().map(|t| t.text.as_str()).collect();
-        // The original drops an opening line of the assistant, which answers nothing.
-        let opening = usize::from(turns.get(start).is_some_and(|t| t.role == Role::Assistant));
-        let mut rest = &turns[start + opening..];
-        if !answered
-            && let Some((last, before)) = rest.split_last()
-            && last.role == Role::Assistant
-        {
-            rest = before;
+        let turns = turns(sample, answered)?;
+        check_marks(sample, &turns, IMAGE_MARK)?;
+        for (i, text) in turns.messages.iter().copied().chain(turns.system.as_deref()).enumerate() {
+            self.check_text(text).map_err(|e| e.at(format!("{}, turn {i}", sample.id)))?;
         }
-        let wrong = |what: &str, help: &str| Error::new(Kind::Data, what).at(&sample.id).help(help);
-        let mut messages = Vec::with_capacity(rest.len());
-        for (i, turn) in rest.iter().enumerate() {
-            let expected = if i.is_multiple_of(2) { Role::User } else { Role::Assistant };
-            if turn.role != expected {
-                return Err(wrong("user and assistant do not take turns", "merge or remove turns of the row")
-                    .expected(format!("{expected:?} in turn {i}"))
-                    .found(format!("{:?}", turn.role)));
-            }
-            if turn.text.trim().is_empty() {
-                return Err(wrong("a turn has no text", "complete the row or leave it out").found(format!("turn {i}")));
-            }
-            self.check_text(&turn.text, turn.role).map_err(|e| e.at(format!("{}, turn {i}", sample.id)))?;
-            messages.push(turn_text(&turn.text));
-        }
-        if messages.is_empty() {
-            return Err(wrong("a row has no question", "complete the row or leave it out"));
-        }
-        let system = system.join("\n");
-        self.check_text(&system, Role::System).map_err(|e| e.at(&sample.id))?;
-        check_marks(sample, &messages)?;
-        Ok(Conversation { system, messages })
+        let messages = turns.messages.into_iter().map(turn_text).collect();
+        Ok(Conversation { system: turns.system.unwrap_or_default(), messages })
     }
 
-    /// Text that the template or the tokenizer would take for something else.
-    fn check_text(&self, text: &str, role: Role) -> Result<()> {
-        if let Some(token) = self.tokenizer.specials_in(text).next() {
-            return Err(Error::new(Kind::Data, "a turn holds a special token of the tokenizer")
+    /// Text that the tokenizer would take for something else.
+    fn check_text(&self, text: &str) -> Result<()> {
+        match self.tokenizer.specials_in(text).next() {
+            None => Ok(()),
+            Some(token) => Err(Error::new(Kind::Data, "a turn holds a special token of the tokenizer")
+                .code("special_token")
                 .found(format!("{token:?}"))
-                .help("rewrite it in the data, for example with spaces between its characters"));
+                .help("rewrite it in the data, for example with spaces between its characters")),
         }
-        if role != Role::User && text.contains(IMAGE_MARK) {
-            return Err(Error::new(Kind::Data, "<image> outside the user's words")
-                .found(format!("{role:?}"))
-                .help("only a user's turn can hold an image; remove the mark from the text"));
-        }
-        Ok(())
     }
 
     fn pixels(&self, sample: &Sample) -> Result<Vec<Pixels>> {
@@ -252,12 +222,6 @@ impl Processor for LlavaMedProcessor {
 
     fn encode(&self, sample: &Sample) -> Result<Encoded> {
         let conversation = self.conversation(sample, true)?;
-        if !conversation.messages.len().is_multiple_of(2) {
-            return Err(Error::new(Kind::Data, "the last question of a row has no answer")
-                .code("no_answer")
-                .at(&sample.id)
-                .help("complete the row or leave it out"));
-        }
         let prompt = chat::mistral_instruct(&conversation.system, &conversation.messages);
         // The length is checked on the expanded row, where images count with all their positions.
         let row = chat::label(&self.tokenizer, &prompt, !sample.images.is_empty(), usize::MAX)?;
@@ -327,24 +291,11 @@ fn turn_text(text: &str) -> String {
     }
 }
 
-fn check_marks(sample: &Sample, messages: &[String]) -> Result<()> {
-    let marks: usize = messages.iter().map(|m| m.matches(IMAGE_MARK).count()).sum();
-    if marks == sample.images.len() {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Data, "the number of <image> marks is not the number of images")
-        .code("image_count")
-        .at(&sample.id)
-        .expected(format!("{} marks, one for each image", sample.images.len()))
-        .found(marks)
-        .help("write <image> once for every image in the user's turns"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        sample::{ImageRef, Turn},
+        sample::{ImageRef, Role, Turn},
         text::bpe::train_bpe,
     };
 

@@ -1,4 +1,4 @@
-//! `config.json` of Qwen-VL checkpoints, presets, and the quirks of the original that can be switched on.
+//! `config.json` of Qwen-VL checkpoints, and presets.
 
 use std::path::Path;
 
@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::{
     error::{Error, Kind, Result},
     generate::GenerateConfig,
+    models::named,
     nn::{open_clip::OpenClipConfig, rope::inverse_frequencies},
 };
 
@@ -97,17 +98,6 @@ impl Default for QwenVlConfig {
     }
 }
 
-/// Behaviour of the original that depends on batch mates or on earlier calls. All off by default.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Compat {
-    /// Count positions and lengths in columns of the padded batch, so that a row changes with the rows beside it. Off,
-    /// a row's rotary base and query factors depend on its own tokens.
-    pub padded_columns: bool,
-    /// Compute as the original does in training mode: no query factors, and the rotary alpha that the last evaluation
-    /// left behind (1 in a fresh model). Off, training and evaluation of a row agree.
-    pub training_alpha: Option<f64>,
-}
-
 impl QwenVlConfig {
     /// Qwen/Qwen-VL-Chat (its config.json).
     #[must_use]
@@ -115,15 +105,15 @@ impl QwenVlConfig {
         Self { torch_dtype: Some("bfloat16".into()), ..Self::default() }
     }
 
-    /// The same architecture at a size that two CPU cores train in minutes; 64 queries an image instead of 256.
+    /// The same architecture at a size that two CPU cores train in minutes; 16 queries an image instead of 256.
     #[must_use]
     pub fn tiny() -> Self {
         Self {
             vocab_size: 1536,
-            hidden_size: 192,
-            intermediate_size: 1024,
+            hidden_size: 128,
+            intermediate_size: 704,
             num_hidden_layers: 4,
-            num_attention_heads: 6,
+            num_attention_heads: 4,
             kv_channels: 32,
             seq_length: 512,
             max_position_embeddings: 2048,
@@ -135,9 +125,9 @@ impl QwenVlConfig {
                 layers: 4,
                 heads: 4,
                 mlp_ratio: 4.0,
-                output_dim: 192,
+                output_dim: 128,
                 image_start_id: None,
-                n_queries: 64,
+                n_queries: 16,
             },
             ..Self::default()
         }
@@ -148,15 +138,7 @@ impl QwenVlConfig {
     /// # Errors
     /// There is none.
     pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "chat-9.6b" => Ok(Self::chat_9_6b()),
-            "tiny" => Ok(Self::tiny()),
-            _ => Err(Error::new(Kind::Config, "unknown preset")
-                .at("model.preset")
-                .expected("chat-9.6b or tiny")
-                .found(name)
-                .help("`medtune models` lists the presets")),
-        }
+        named(&[("chat-9.6b", Self::chat_9_6b as fn() -> Self), ("tiny", Self::tiny as fn() -> Self)], name)
     }
 
     /// Reads `config.json` of a checkpoint directory.

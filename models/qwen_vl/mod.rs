@@ -6,16 +6,15 @@ use std::path::Path;
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
-    tensor::{DType, Device, Int, Tensor, TensorData, activation::silu, s},
+    tensor::{DType, Device, Int, Tensor, TensorData, activation::silu},
 };
 
 use crate::{
     error::Result,
-    models::{AnyVlm, ModelDef, Preset, TokenizerDef},
+    models::{AnyVlm, Compat, ModelDef, Preset, TokenizerDef},
     nn::{
-        attention::{AttentionMask, Columns, attend},
-        cast,
-        decoder::{DecoderContext, LayerCache},
+        attention::{AttentionMask, Columns},
+        decoder::{DecoderContext, FusedHeads, LayerCache, fused_attention},
         linear::{embedding_forward, linear_forward, linear_module},
         norm::RmsNorm,
         open_clip::OpenClipVision,
@@ -31,7 +30,7 @@ pub mod config;
 pub mod processor;
 pub mod weights;
 
-pub use config::{Compat, QwenVlConfig};
+pub use config::QwenVlConfig;
 
 /// The family.
 pub static DEF: ModelDef = ModelDef {
@@ -39,11 +38,18 @@ pub static DEF: ModelDef = ModelDef {
     about: "Qwen-VL-Chat: OpenCLIP ViT, resampler, Qwen",
     model_types: &["qwen"],
     presets: &[
-        Preset { name: "chat-9.6b", about: "Qwen/Qwen-VL-Chat", vocab_size: 151_936, lora_targets: LORA_TARGETS },
+        Preset {
+            name: "chat-9.6b",
+            about: "Qwen/Qwen-VL-Chat",
+            vocab_size: 151_936,
+            max_tiles: 1,
+            lora_targets: LORA_TARGETS,
+        },
         Preset {
             name: "tiny",
             about: "the same architecture, trained in minutes on two CPU cores",
             vocab_size: 1536,
+            max_tiles: 1,
             lora_targets: LORA_TARGETS,
         },
     ],
@@ -91,23 +97,9 @@ impl QwenAttention {
     /// `[rows, length, hidden_size]` -> same
     #[must_use]
     pub fn forward(&self, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let [rows, length, width] = x.dims();
-        let mixed = linear_forward(&self.c_attn, x);
-        let part = |i: usize| {
-            let part = mixed.clone().slice(s![.., .., i * width..(i + 1) * width]);
-            part.reshape([rows, length, width / self.head_dim, self.head_dim])
-        };
-        let mut q = context.rope.rotate(part(0));
-        if let Some(scale) = &context.query_scale {
-            let dtype = q.dtype();
-            q = q * cast(scale.clone(), dtype);
-        }
-        let (k, v) = (context.rope.rotate(part(1)).swap_dims(1, 2), part(2).swap_dims(1, 2));
-        let (k, v) = match cache {
-            Some(cache) => cache.append(k, v, context.mask.keys()),
-            None => (k, v),
-        };
-        linear_forward(&self.c_proj, attend(q, k, v, Some(&context.mask)))
+        let heads = x.dims()[2] / self.head_dim;
+        let heads = FusedHeads { groups: 1, queries: heads, keys: heads };
+        fused_attention([&self.c_attn, &self.c_proj], heads, x, context, cache)
     }
 }
 
@@ -297,6 +289,10 @@ impl Vlm for QwenVl {
 
     fn project(&self, features: Tensor<3>) -> Tensor<3> {
         self.transformer.visual.pool(features)
+    }
+
+    fn tile_features(&self) -> usize {
+        self.config.visual.n_queries
     }
 
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {

@@ -17,9 +17,11 @@ use crate::{
     image::{self, Rgb8, pad, resize},
     sample::{Role, Sample, Turn},
     text::{
+        chat::IMAGE_MARK,
         chatml::{self, DEFAULT_SYSTEM, Labelled},
         grounding,
         qwen::{CHAT_SPECIALS, Element, IMAGE_SPAN, LONGEST_PATH, QwenTokenizer, picture, tags},
+        turns::{check_marks, turns},
     },
     vlm::{Encoded, IGNORE, ImageSpan, Pixels, Processor},
 };
@@ -27,9 +29,6 @@ use crate::{
 /// OpenAI's constants, which `visual.py` spells out.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
-
-/// Stands for an image in the text of a turn.
-const IMAGE_MARK: &str = "<image>";
 
 /// An image file as the input of the vision tower: squeezed to a square, aspect ratio not kept.
 ///
@@ -123,38 +122,26 @@ impl QwenVlProcessor {
         self.features
     }
 
-    /// Checks the turns of a sample and writes its images as `Picture n: <img>path</img>`.
-    fn turns(&self, sample: &Sample) -> Result<Vec<Turn>> {
-        let start = sample.turns.iter().take_while(|t| t.role == Role::System).count();
-        let system: Vec<&str> = sample.turns[..start].iter().map(|t| t.text.as_str()).collect();
-        let system = if system.is_empty() { DEFAULT_SYSTEM.to_string() } else { system.join("\n") };
-        // The original drops an opening line of the assistant, which answers nothing.
-        let opening = usize::from(sample.turns.get(start).is_some_and(|t| t.role == Role::Assistant));
-        let mut turns = vec![Turn { role: Role::System, text: system }];
-        let mut images = sample.images.iter().map(|i| i.path.as_path());
-        let mut number = 0;
-        for (i, turn) in sample.turns[start + opening..].iter().enumerate() {
-            let at = |e: Error| e.at(format!("{}, turn {}", sample.id, start + opening + i));
-            check_turn(i, turn).map_err(at)?;
-            let mut parts = turn.text.split(IMAGE_MARK);
+    /// Checks the turns of a sample and writes its images as `Picture n: <img>path</img>`; the system message is first.
+    fn turns(&self, sample: &Sample, answered: bool) -> Result<Vec<Turn>> {
+        let found = turns(sample, answered)?;
+        check_marks(sample, &found, IMAGE_MARK)?;
+        let system = found.system.unwrap_or_else(|| DEFAULT_SYSTEM.to_string());
+        let mut all = vec![Turn { role: Role::System, text: system }];
+        let mut images = sample.images.iter().enumerate();
+        for (i, message) in found.messages.into_iter().enumerate() {
+            let at = |e: Error| e.at(format!("{}, turn {i}", sample.id));
+            check_text(message).map_err(at)?;
+            let mut parts = message.split(IMAGE_MARK);
             let mut text = parts.next().unwrap_or_default().to_string();
-            for part in parts {
-                let path = images.next().ok_or_else(|| marks(sample))?;
-                number += 1;
-                text.push_str(&picture(number, &self.label(path).map_err(at)?));
+            for (part, (number, image)) in parts.zip(&mut images) {
+                text.push_str(&picture(number + 1, &self.label(&image.path).map_err(at)?));
                 text.push_str(part.strip_prefix('\n').unwrap_or(part));
             }
-            turns.push(Turn { role: turn.role, text });
+            let role = if i.is_multiple_of(2) { Role::User } else { Role::Assistant };
+            all.push(Turn { role, text });
         }
-        if images.next().is_some() {
-            return Err(marks(sample));
-        }
-        if turns.len() == 1 {
-            return Err(Error::new(Kind::Data, "a row has no question")
-                .at(&sample.id)
-                .help("complete the row or leave it out"));
-        }
-        Ok(turns)
+        Ok(all)
     }
 
     /// What stands between the image tags. A model with fewer features than the released ones has no room for a path;
@@ -181,10 +168,15 @@ impl QwenVlProcessor {
         let starts = row.ids.iter().enumerate().filter(|(_, id)| **id == self.tokenizer.img_start);
         let spans: Vec<ImageSpan> = starts.map(|(i, _)| ImageSpan { start: i + 1, len: self.features }).collect();
         if spans.len() != sample.images.len() {
-            return Err(marks(sample));
+            return Err(Error::new(Kind::Data, "the prompt does not hold every image once")
+                .code("image_count")
+                .at(&sample.id)
+                .expected(sample.images.len())
+                .found(spans.len()));
         }
         if row.ids.len() > longest {
             return Err(Error::new(Kind::Data, "a row is too long")
+                .code("over_long")
                 .at(&sample.id)
                 .expected(format!("at most {longest} positions"))
                 .found(format!("{}, {} of them for images", row.ids.len(), spans.len() * self.features))
@@ -205,38 +197,16 @@ impl QwenVlProcessor {
     }
 }
 
-/// Roles take turns, texts are not empty, and tags are the model's own.
-fn check_turn(index: usize, turn: &Turn) -> Result<()> {
-    let expected = if index.is_multiple_of(2) { Role::User } else { Role::Assistant };
-    if turn.role != expected {
-        return Err(Error::new(Kind::Data, "user and assistant do not take turns")
-            .expected(format!("{expected:?}"))
-            .found(format!("{:?}", turn.role))
-            .help("merge or remove turns of the row"));
-    }
-    if turn.text.trim().is_empty() {
-        return Err(Error::new(Kind::Data, "a turn has no text").help("complete the row or leave it out"));
-    }
-    if turn.role != Role::User && turn.text.contains(IMAGE_MARK) {
-        return Err(Error::new(Kind::Data, "<image> outside the user's words")
-            .help("only a user's turn can hold an image; remove the mark from the text"));
-    }
-    if ["<img>", "</img>", "<imgpad>"].iter().any(|tag| turn.text.contains(tag))
-        || tags(&turn.text)?.iter().any(|e| matches!(e, Element::Image(_)))
+/// Text that the model would take for an image, and grounding that is not the model's.
+fn check_text(text: &str) -> Result<()> {
+    if ["<img>", "</img>", "<imgpad>"].iter().any(|tag| text.contains(tag))
+        || tags(text)?.iter().any(|e| matches!(e, Element::Image(_)))
     {
         return Err(Error::new(Kind::Data, "a turn holds an image tag of Qwen-VL")
+            .code("special_token")
             .help("write <image> where an image belongs and list its path in `images`"));
     }
-    grounding::check(&turn.text)
-}
-
-fn marks(sample: &Sample) -> Error {
-    let marks: usize = sample.turns.iter().map(|t| t.text.matches(IMAGE_MARK).count()).sum();
-    Error::new(Kind::Data, "a row does not hold every image once")
-        .at(&sample.id)
-        .expected(format!("{} <image> marks, one for each image", sample.images.len()))
-        .found(marks)
-        .help("put one <image> where each image belongs")
+    grounding::check(text)
 }
 
 impl Processor for QwenVlProcessor {
@@ -255,27 +225,19 @@ impl Processor for QwenVlProcessor {
     }
 
     fn encode(&self, sample: &Sample) -> Result<Encoded> {
-        let turns = self.turns(sample)?;
-        if !turns.len().is_multiple_of(2) {
-            let row = chatml::conversation(&self.tokenizer, &turns, CHAT_SPECIALS).map_err(|e| e.at(&sample.id))?;
-            return self.finish(sample, row, self.train_length);
-        }
-        Err(Error::new(Kind::Data, "the last question of a row has no answer")
-            .at(&sample.id)
-            .help("complete the row or leave it out"))
+        let turns = self.turns(sample, true)?;
+        let row = chatml::conversation(&self.tokenizer, &turns, CHAT_SPECIALS).map_err(|e| e.at(&sample.id))?;
+        self.finish(sample, row, self.train_length)
     }
 
     fn prompt(&self, sample: &Sample) -> Result<Encoded> {
-        let mut turns = self.turns(sample)?;
-        if turns.last().is_some_and(|t| t.role == Role::Assistant) {
-            turns.pop();
-        }
-        let query = turns.pop().unwrap_or_else(|| Turn { role: Role::User, text: String::new() });
+        let mut turns = self.turns(sample, false)?;
+        let query = turns.pop().map(|turn| turn.text).unwrap_or_default();
         let system = turns.remove(0).text;
         let history: Vec<(String, Option<String>)> =
             turns.chunks(2).map(|pair| (pair[0].text.clone(), pair.get(1).map(|a| a.text.clone()))).collect();
-        let prompt = chatml::prompt(&self.tokenizer, &system, &history, &query.text, usize::MAX)
-            .map_err(|e| e.at(&sample.id))?;
+        let prompt =
+            chatml::prompt(&self.tokenizer, &system, &history, &query, usize::MAX).map_err(|e| e.at(&sample.id))?;
         let labels = vec![IGNORE; prompt.ids.len()];
         self.finish(sample, Labelled { ids: prompt.ids, labels }, self.prompt_length)
     }
@@ -372,8 +334,8 @@ mod tests {
             |turns: &[(Role, &str)], images: &[&Path]| p.encode(&sample(turns, images)).unwrap_err().to_string();
         let answer = (Role::Assistant, "x");
         assert!(error(&[(Role::User, "q")], &[]).contains("no answer"));
-        assert!(error(&[(Role::User, "q"), answer], &[&path]).contains("every image once"));
-        assert!(error(&[(Role::User, "<image>q"), answer], &[]).contains("every image once"));
+        assert!(error(&[(Role::User, "q"), answer], &[&path]).contains("found 0"));
+        assert!(error(&[(Role::User, "<image>q"), answer], &[]).contains("expected 0 marks"));
         assert!(error(&[(Role::User, "<img>a</img>q"), answer], &[]).contains("image tag"));
         assert!(error(&[(Role::User, "<box>(0,0),(1000,9)</box>"), answer], &[]).contains("bad box"));
         assert!(error(&[(Role::User, "q"), (Role::User, "q"), answer], &[]).contains("take turns"));

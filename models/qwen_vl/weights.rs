@@ -31,7 +31,8 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Qw
     let stored = checkpoint.info("transformer.wte.weight").map(|i| i.dtype);
     let dtype =
         options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(&checkpoint, d, device)));
-    load(QwenVl::new(&config, device)?, &checkpoint, dtype, options.progress)
+    let model = QwenVl::new(&config, device)?.with_compat(options.compat);
+    load(model, &checkpoint, dtype, options.progress)
 }
 
 /// A preset with random weights; `vocab_size` replaces the preset's. The resampler's positions are its sine-cosine

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Kind, Result},
+    models::named,
     nn::decoder::DecoderShape,
 };
 
@@ -160,10 +161,7 @@ impl SiglipQwen2Config {
     /// # Errors
     /// There is none.
     pub fn preset(name: &str) -> Result<Self> {
-        match name {
-            "tiny" => Ok(Self::tiny()),
-            _ => Err(Error::new(Kind::Config, "unknown preset").at("model.preset").expected("tiny").found(name)),
-        }
+        named(&[("tiny", Self::tiny as fn() -> Self)], name)
     }
 
     /// Reads `config.json` of a checkpoint directory.

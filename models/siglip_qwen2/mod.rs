@@ -40,6 +40,7 @@ pub static DEF: ModelDef = ModelDef {
         name: "tiny",
         about: "for tests",
         vocab_size: 320,
+        max_tiles: 1,
         lora_targets: &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     }],
     init: |preset, vocab_size, seed, device| weights::init(preset, vocab_size, seed, device).map(AnyVlm::SiglipQwen2),
@@ -238,6 +239,10 @@ impl Vlm for SiglipQwen2 {
     fn project(&self, features: Tensor<3>) -> Tensor<3> {
         let projector = &self.multi_modal_projector;
         linear_forward(&projector.linear_2, gelu(linear_forward(&projector.linear_1, features)))
+    }
+
+    fn tile_features(&self) -> usize {
+        self.config.tokens_per_image()
     }
 
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {

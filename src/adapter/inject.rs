@@ -141,7 +141,9 @@ impl ModuleMapper for OpenTowers<'_> {
         let trained = self.train.mode(tower) == TowerMode::Full;
         // Steps are smaller than the spacing of a half type.
         let half = trained && matches!(param.dtype(), DType::BF16 | DType::F16) && keeps_half(&param.lazy_device());
-        let param = if half { param.map(|value| value.cast(DType::F32)) } else { param };
+        // Tracked, the cast would be part of the graph instead of its start.
+        let wide = |value: Tensor<D>| value.set_require_grad(false).cast(DType::F32);
+        let param = if half { param.map(wide) } else { param };
         param.set_require_grad(trained)
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     run_dir,
     train::params::{self, Trained},
     vlm::{Tower, Vlm},
-    weights::{Checkpoint, tensor_from},
+    weights::{Checkpoint, keeps_half, tensor_from},
 };
 
 /// In front of every name in a PEFT file.
@@ -231,7 +231,9 @@ struct Fill<'a> {
 impl ModuleMapper for Fill<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some((name, transposed)) = self.by_id.remove(&param.id) else { return param };
-        let dtype = FloatDType::from(param.dtype());
+        // Whole weights of an adapter were trained in f32, and stay so where types may be mixed.
+        let mixed = keeps_half(&param.lazy_device());
+        let dtype = if mixed { FloatDType::F32 } else { FloatDType::from(param.dtype()) };
         match tensor_from::<D>(self.files, &name, transposed, dtype, &param.lazy_device()) {
             Ok(tensor) => param.map(|_| tensor),
             Err(e) => {

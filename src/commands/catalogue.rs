@@ -114,14 +114,34 @@ pub(super) fn models(global: &Global) -> Result<()> {
                 row.family.into(),
                 row.preset.into(),
                 towers.join(", "),
-                row.tokens_per_image.to_string(),
+                tokens(row.tokens_per_image, row.most_tokens_per_image),
                 row.about.into(),
             ]);
         }
-        let names: Vec<_> = EMBEDDED.iter().map(|e| format!("embedded:{}  {}\n", e.name, e.about)).collect();
+        let targets = columns(&adapter_targets(&table));
+        let names: Vec<_> =
+            EMBEDDED.iter().map(|e| format!("embedded:{} of {}  {}\n", e.name, e.family, e.about)).collect();
         let help = "`medtune explain FAMILY` says more; `medtune models inspect DIR` reads a checkpoint";
-        format!("{}{}\n{help}", columns(&rows), names.concat())
+        format!("{}\n{targets}\n{}\n{help}", columns(&rows), names.concat())
     })
+}
+
+/// Positions of an image: one number, or from one tile to all of them.
+fn tokens(least: usize, most: usize) -> String {
+    if least == most { least.to_string() } else { format!("{least} to {most}") }
+}
+
+/// Lines of family, presets and adapter targets; presets with the same targets share one.
+fn adapter_targets(table: &[models::ModelRow]) -> Vec<Vec<String>> {
+    let mut rows: Vec<Vec<String>> = vec![["FAMILY", "PRESETS", "ADAPTER TARGETS"].map(String::from).to_vec()];
+    for row in table {
+        let targets = row.lora_targets.join(", ");
+        match rows.last_mut() {
+            Some(last) if last[0] == row.family && last[2] == targets => last[1] += &format!(", {}", row.preset),
+            _ => rows.push(vec![row.family.into(), row.preset.into(), targets]),
+        }
+    }
+    rows
 }
 
 /// A number with its order of magnitude.

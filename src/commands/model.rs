@@ -21,8 +21,12 @@ use crate::{
 const MARK: &str = "<image>";
 
 fn load(args: &CheckpointArgs, adapter: Option<&Path>, ctx: &Ctx) -> Result<(AnyVlm, Box<dyn Processor>)> {
-    let options =
-        LoadOptions { vision_tower: args.vision_tower.clone(), dtype: args.dtype.explicit(), progress: ctx.progress };
+    let options = LoadOptions {
+        vision_tower: args.vision_tower.clone(),
+        dtype: args.dtype.explicit(),
+        progress: ctx.progress,
+        ..LoadOptions::default()
+    };
     let (model, processor) = models::load(&args.model, &options, &ctx.device)?;
     let model = match adapter {
         Some(dir) => peft::load(model, dir, &processor.signature())?,

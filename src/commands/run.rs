@@ -114,7 +114,7 @@ fn shape(plan: &Plan) -> Result<AnyVlm> {
             None => (models::detect(dir)?.shape)(dir, &options, &device),
             Some(name) => {
                 let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
-                models::embedded::find(name)?.unpack(scratch.path())?;
+                models::embedded::find(name, &plan.model.name)?.unpack(scratch.path())?;
                 (models::detect(scratch.path())?.shape)(scratch.path(), &options, &device)
             }
         },

@@ -122,6 +122,49 @@ pub fn rotary_attention(
     attend(q, k, v, Some(&context.mask))
 }
 
+/// Heads of one fused projection of queries, keys and values.
+#[derive(Debug, Clone, Copy)]
+pub struct FusedHeads {
+    /// Groups that stand one after the other.
+    pub groups: usize,
+    /// Query heads of a group, which come first in it.
+    pub queries: usize,
+    /// Key heads of a group, and as many value heads behind them.
+    pub keys: usize,
+}
+
+impl FusedHeads {
+    /// Queries, keys and values: `[rows, length, heads or kv_heads, head_dim]`.
+    fn split(self, mixed: Tensor<3>) -> [Tensor<4>; 3] {
+        let [rows, length, width] = mixed.dims();
+        let all = self.queries + 2 * self.keys;
+        let head_dim = width / (self.groups * all);
+        let mixed = mixed.reshape([rows, length, self.groups, all, head_dim]);
+        let part = |from: usize, to: usize| {
+            let part = mixed.clone().slice(s![.., .., .., from..to, ..]);
+            part.reshape([rows, length, self.groups * (to - from), head_dim])
+        };
+        let (k, v) = (self.queries, self.queries + self.keys);
+        [part(0, k), part(k, v), part(v, all)]
+    }
+}
+
+/// Causal self-attention whose queries, keys and values come from one projection.
+///
+/// # Shapes
+/// `[rows, length, hidden_size]` -> same
+#[must_use]
+pub fn fused_attention(
+    [qkv, out]: [&Linear; 2],
+    heads: FusedHeads,
+    x: Tensor<3>,
+    context: &DecoderContext,
+    cache: Option<&mut LayerCache>,
+) -> Tensor<3> {
+    let [q, k, v] = heads.split(linear_forward(qkv, x));
+    linear_forward(out, rotary_attention(q, k, v, context, cache))
+}
+
 /// Shape of a decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DecoderShape {

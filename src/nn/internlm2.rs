@@ -4,11 +4,11 @@
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
-    tensor::{Device, Tensor, activation::silu, s},
+    tensor::{Device, Tensor, activation::silu},
 };
 
 use super::{
-    decoder::{DecoderContext, DecoderShape, LayerCache, rotary_attention},
+    decoder::{DecoderContext, DecoderShape, FusedHeads, LayerCache, fused_attention},
     linear::{linear_forward, linear_module},
     norm::RmsNorm,
     parameter,
@@ -29,18 +29,9 @@ pub struct InternLm2Attention {
 
 impl InternLm2Attention {
     fn forward(&self, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let [rows, length, _] = x.dims();
-        let mixed = linear_forward(&self.wqkv, x);
-        let (heads, kv) = (self.num_heads, self.num_key_value_heads);
-        let group = heads / kv;
-        let head_dim = mixed.dims()[2] / (heads + 2 * kv);
-        let mixed = mixed.reshape([rows, length, kv, group + 2, head_dim]);
-        let part = |from: usize, to: usize| {
-            let part = mixed.clone().slice(s![.., .., .., from..to, ..]);
-            part.reshape([rows, length, kv * (to - from), head_dim])
-        };
-        let (q, k, v) = (part(0, group), part(group, group + 1), part(group + 1, group + 2));
-        linear_forward(&self.wo, rotary_attention(q, k, v, context, cache))
+        let groups = self.num_key_value_heads;
+        let heads = FusedHeads { groups, queries: self.num_heads / groups, keys: 1 };
+        fused_attention([&self.wqkv, &self.wo], heads, x, context, cache)
     }
 }
 

@@ -8,7 +8,7 @@ use burn::{
 };
 
 use super::{
-    decoder::{DecoderContext, DecoderShape, LayerCache, rotary_attention},
+    decoder::{DecoderContext, DecoderShape, FusedHeads, LayerCache, fused_attention},
     linear::{linear_forward, linear_module},
     norm::RmsNorm,
     parameter,
@@ -29,16 +29,8 @@ pub struct Phi3Attention {
 
 impl Phi3Attention {
     fn forward(&self, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let [rows, length, _] = x.dims();
-        let mixed = linear_forward(&self.qkv_proj, x);
-        let (heads, kv) = (self.num_heads, self.num_key_value_heads);
-        let all = heads + 2 * kv;
-        let head_dim = mixed.dims()[2] / all;
-        let mixed = mixed.reshape([rows, length, all, head_dim]);
-        let q = mixed.clone().slice(s![.., .., ..heads, ..]);
-        let k = mixed.clone().slice(s![.., .., heads..heads + kv, ..]);
-        let v = mixed.slice(s![.., .., heads + kv.., ..]);
-        linear_forward(&self.o_proj, rotary_attention(q, k, v, context, cache))
+        let heads = FusedHeads { groups: 1, queries: self.num_heads, keys: self.num_key_value_heads };
+        fused_attention([&self.qkv_proj, &self.o_proj], heads, x, context, cache)
     }
 }
 

@@ -249,7 +249,7 @@ pub fn base_dir(plan: &Plan, dir: &RunDir) -> Result<PathBuf> {
         Some(path) => match embedded_name(path) {
             None => return Ok(path.clone()),
             Some(name) => {
-                let checkpoint = embedded::find(name)?;
+                let checkpoint = embedded::find(name, &plan.model.name)?;
                 if !base.join("config.json").exists() {
                     checkpoint.unpack(&base)?;
                 }
@@ -267,6 +267,15 @@ pub fn base_dir(plan: &Plan, dir: &RunDir) -> Result<PathBuf> {
 /// Random weights and a new tokenizer; the tokenizer is written last, so that a directory with one is complete.
 fn initialise(plan: &Plan, dir: &RunDir, base: &Path) -> Result<()> {
     let preset = plan.model.preset()?;
+    if preset.name != models::TINY {
+        return Err(Error::new(
+            Kind::Config,
+            "this preset has the shape of a published model, whose weights are needed",
+        )
+        .at("model.preset")
+        .found(format!("{} ({})", preset.name, preset.about))
+        .help("name the directory of its checkpoint as model.checkpoint, or start from model.preset = \"tiny\""));
+    }
     let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
     let training = samples.iter().filter(|s| s.split == Split::Train);
     let texts: Vec<String> = training.flat_map(|s| s.turns.iter().map(|t| t.text.replace("<image>", ""))).collect();

@@ -256,7 +256,8 @@ fn answer(
 
 /// The base model, or the tuned one: a whole checkpoint in `model/`, else the base with `adapter/`.
 fn load(plan: &Plan, dir: &RunDir, which: Which, device: &Device) -> Result<(AnyVlm, Box<dyn Processor>)> {
-    let options = plan.model.load_options();
+    let mut options = plan.model.load_options();
+    options.compat = options.compat.evaluating();
     let base = base_dir(plan, dir)?;
     if which == Which::Base {
         return models::load(&base, &options, device);

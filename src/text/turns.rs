@@ -65,9 +65,10 @@ pub fn turns(sample: &Sample, answered: bool) -> Result<Turns<'_>> {
 /// Whether the user's messages, and only they, hold `mark` once for every image.
 ///
 /// # Errors
-/// Another number of marks, or one in an answer.
+/// Another number of marks, or one in an answer or a system message.
 pub fn check_marks(sample: &Sample, turns: &Turns<'_>, mark: &str) -> Result<()> {
-    if turns.messages.iter().skip(1).step_by(2).any(|answer| answer.contains(mark)) {
+    let mut others = turns.messages.iter().skip(1).step_by(2).copied().chain(turns.system.as_deref());
+    if others.any(|text| text.contains(mark)) {
         return Err(Error::new(Kind::Data, format!("{mark} outside the user's words"))
             .code("image_count")
             .at(&sample.id)
@@ -117,7 +118,10 @@ mod tests {
         let marked = sample(&[(User, "<image> q"), (Assistant, "a")]);
         let error = check_marks(&marked, &turns(&marked, true).unwrap(), "<image>").unwrap_err();
         assert!(error.to_string().contains("expected 0 marks"), "{error}");
-        let answer = sample(&[(User, "q"), (Assistant, "<image>")]);
-        assert!(check_marks(&answer, &turns(&answer, true).unwrap(), "<image>").is_err());
+        for row in [[(User, "q"), (Assistant, "<image>")], [(Role::System, "<image>"), (User, "q")]] {
+            let row = sample(&row);
+            let found = turns(&row, row.turns[0].role == User).unwrap();
+            assert!(check_marks(&row, &found, "<image>").is_err());
+        }
     }
 }

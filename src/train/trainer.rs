@@ -232,9 +232,10 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
     /// Loss of the micro-batches, their gradients added to `gradients`.
     ///
     /// # Errors
-    /// A loss that is not finite.
+    /// A batch whose images do not fit their positions, or a loss that is not finite.
     pub fn accumulate(&mut self, micro: &[Batch], gradients: &mut GradientSum) -> Result<f64> {
-        let supervised: usize = micro.iter().map(Batch::supervised).sum();
+        let micro = micro.iter().map(|batch| self.model.reconcile(batch)).collect::<Result<Vec<_>>>()?;
+        let supervised: usize = micro.iter().map(|batch| batch.supervised()).sum();
         let mut total = 0.0;
         for (k, batch) in micro.iter().enumerate() {
             let weight = match self.job.config.loss_reduction {

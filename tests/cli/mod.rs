@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod config;
+mod family;
 mod get;
 mod help;
 mod machine;

@@ -122,9 +122,10 @@ fn points(unit: Unit) -> &'static str {
 
 /// A difference with its interval and p-value.
 pub(crate) fn difference(d: &Difference, unit: Unit) -> String {
-    let p = match d.p {
-        Some(p) if p < 0.001 => "p\u{a0}<\u{a0}0.001".into(),
-        Some(p) => format!("p\u{a0}=\u{a0}{p:.3}"),
+    let corrected = if d.p_holm.is_some() { "corrected " } else { "" };
+    let p = match d.p_holm.or(d.p) {
+        Some(p) if p < 0.001 => format!("{corrected}p\u{a0}<\u{a0}0.001"),
+        Some(p) => format!("{corrected}p\u{a0}=\u{a0}{p:.3}"),
         None => "no p-value".into(),
     };
     format!(

@@ -5,7 +5,10 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use medtune::{
     image::Rgb8,
-    models::internvl::{Compat, InternVl, InternVlProcessor, processor::reconcile, weights::load_dir},
+    models::{
+        Compat,
+        internvl::{InternVl, InternVlProcessor, weights::load_dir},
+    },
     nn::intern_vit::{VisionNorm, pixel_shuffle},
     vlm::{Batch, Encoded, IGNORE, PaddingSide, Processor, Vlm},
 };
@@ -255,11 +258,9 @@ fn check_surplus(rows: &[Encoded], json: &Value, model: &InternVl, device: &Devi
         let mut batch = Batch::collate(std::slice::from_ref(row), 0, PaddingSide::Right, 1);
         let plain = model.embed(&batch, model.features(&batch, device), device);
         batch.pixels.push(batch.pixels[0].clone());
-        let tokens = model.config().tokens_per_tile();
-        let mut compat = Compat::default();
-        checks.equal(&format!("{case} is refused"), reconcile(&mut batch, tokens, compat).is_err(), true);
-        compat.surplus_zeroes_loss = true;
-        reconcile(&mut batch, tokens, compat).unwrap();
+        checks.equal(&format!("{case} is refused"), model.reconcile(&batch).is_err(), true);
+        let compat = Compat { surplus_zeroes_loss: true, ..Compat::default() };
+        let batch = model.clone().with_compat(compat).reconcile(&batch).unwrap().into_owned();
         let embeds = model.embed(&batch, model.features(&batch, device), device);
         let same = embeds.clone().into_data() == plain.into_data();
         checks.equal(&format!("{case}: same embeddings"), same, expected["same_embeds_as_one"].as_bool().unwrap());

@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use medtune::{
     generate::{GenerateConfig, Session, argmax, beam_search, generate, penalise_repeats},
     models::{
-        AnyVlm,
-        internvl::{Compat, InternVlProcessor, weights::load_dir},
+        AnyVlm, Compat,
+        internvl::{InternVlProcessor, weights::load_dir},
     },
     vlm::{Encoded, Processor},
 };

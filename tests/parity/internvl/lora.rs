@@ -17,8 +17,8 @@ use medtune::{
     device::DeviceSpec,
     loader::{Position, StepRows},
     models::{
-        AnyVlm,
-        internvl::{Compat, InternVl, InternVlProcessor, weights::load_dir},
+        AnyVlm, Compat,
+        internvl::{InternVl, InternVlProcessor, weights::load_dir},
     },
     nn::visit::named_params,
     progress::Progress,

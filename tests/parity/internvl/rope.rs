@@ -6,8 +6,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use medtune::{
     generate::Session,
     models::{
-        AnyVlm,
-        internvl::{Compat, InternVl, InternVlConfig, weights::load_dir},
+        AnyVlm, Compat,
+        internvl::{InternVl, InternVlConfig, weights::load_dir},
     },
     nn::{attention::Columns, decoder::LayerCache},
     vlm::{Encoded, IGNORE, Vlm},

@@ -5,7 +5,10 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use medtune::{
-    models::qwen_vl::{Compat, QwenVl, QwenVlConfig, processor::pixels},
+    models::{
+        Compat,
+        qwen_vl::{QwenVl, QwenVlConfig, processor::pixels},
+    },
     vlm::{Batch, IGNORE, Pixels, Vlm},
 };
 use serde_json::Value;
@@ -127,8 +130,8 @@ impl Case {
         let config = overridden(&family.config, &description["config_override"]);
         let alpha = description["ntk_alpha"].as_f64().unwrap();
         let compat = match text(&description["mode"]) {
-            "train" => Compat { padded_columns: true, training_alpha: Some(alpha) },
-            "eval" => Compat { padded_columns: true, training_alpha: None },
+            "train" => Compat { padded_columns: true, training_alpha: Some(alpha), ..Compat::default() },
+            "eval" => Compat { padded_columns: true, ..Compat::default() },
             other => panic!("unknown mode {other}"),
         };
         let name = |part: &str| format!("{id}.{part}");

@@ -4,8 +4,8 @@ use burn::tensor::Device;
 use medtune::{
     generate::{GenerateConfig, Session, beam_search, generate, penalise_repeats, process_logits, softmax},
     models::{
-        AnyVlm,
-        qwen_vl::{Compat, QwenVl, config::generation},
+        AnyVlm, Compat,
+        qwen_vl::{QwenVl, config::generation},
     },
     text::chatml,
     vlm::{Batch, Encoded, IGNORE, ImageSpan, Processor},
@@ -112,7 +112,7 @@ impl Cases {
             ..c.clone()
         });
         for padded_columns in [true, false] {
-            let compat = Compat { padded_columns, training_alpha: None };
+            let compat = Compat { padded_columns, ..Compat::default() };
             let model = self.model.clone().with_config(config.clone()).with_compat(compat);
             if run.num_beams > 1 {
                 self.beams(checks, name, &AnyVlm::QwenVl(model), &rows, &run);

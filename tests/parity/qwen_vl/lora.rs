@@ -11,7 +11,7 @@ use medtune::{
     },
     device::DeviceSpec,
     loader::{Position, StepRows},
-    models::qwen_vl::{Compat, QwenVl},
+    models::{Compat, qwen_vl::QwenVl},
     progress::Progress,
     run_dir::RunDir,
     stage::Ctx,
@@ -308,7 +308,7 @@ impl Fixture {
             for (name, norm) in golden["final_param_l2"].as_object().unwrap() {
                 near(checks, name, l2(&found[name]), norm.as_f64().unwrap(), NORM);
             }
-            let compat = Compat { padded_columns: true, training_alpha: None };
+            let compat = Compat { padded_columns: true, ..Compat::default() };
             let model = burn::module::Module::valid(&session.model).with_compat(compat);
             let batch = self.training().batch;
             let loss = step::evaluate(&model, &batch, &vision(session, &batch, &self.device), &self.device);

@@ -59,5 +59,5 @@ impl Family {
 }
 
 fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_to_vec().unwrap()
+    tensor.cast(burn::tensor::FloatDType::F32).into_data().try_to_vec().unwrap()
 }
