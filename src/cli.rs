@@ -4,7 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{ablate::Axis, device::DeviceSpec, score::read::Part, weights::Dtype};
+use crate::{
+    ablate::Axis,
+    device::DeviceSpec,
+    export::{Format, View},
+    score::read::Part,
+    weights::Dtype,
+};
 
 /// Builds hallucination-aware instruction data for medical vision-language models, checks it, fine-tunes on it and
 /// judges the result.
@@ -388,6 +394,25 @@ pub enum DataVerb {
         #[arg(long, value_name = "N", default_value_t = 0)]
         row: usize,
     },
+    /// Let people look at a sample of the rows, and read back what they found
+    ///
+    /// Writes one page that works offline; marks stay in the browser until they are saved as a file. With --read, says
+    /// how much error is left in the kept rows and how far reviewers agree.
+    #[command(
+        after_help = "Examples:\n  medtune data review run/phantom --n 200 --out review\n  medtune data review --read marks-anna.json --read marks-ben.json"
+    )]
+    Review(ReviewArgs),
+    /// Write the kept rows in a form that others read, with their images and a data card
+    #[command(
+        after_help = "Examples:\n  medtune data export run/phantom data/phantom --format llava\n  medtune data export run/phantom data/half --format parquet --view positive+50%"
+    )]
+    Export(ExportArgs),
+    /// Print the data card of a run: what its rows are, where they came from, what was dropped
+    #[command(after_help = "Example:\n  medtune data card run/phantom > README.md")]
+    Card {
+        /// Run directory
+        run: PathBuf,
+    },
     /// Look for test images and questions in the training rows
     ///
     /// Exit code 1 if there are any.
@@ -414,6 +439,41 @@ pub struct GetArgs {
     /// Folder for the files [default: data/<name>]
     #[arg(long, short, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+/// What `data review` needs.
+#[derive(Debug, Clone, Args)]
+pub struct ReviewArgs {
+    /// Run directory to draw from
+    #[arg(required_unless_present = "read", conflicts_with = "read")]
+    pub run: Option<PathBuf>,
+    /// Rows to draw; a fifth of them are rejected ones
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub n: usize,
+    /// Folder for the page
+    #[arg(long, short, value_name = "DIR", default_value = "review")]
+    pub out: PathBuf,
+    /// Seed of the draw
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// File of marks that the page saved; repeat for several reviewers
+    #[arg(long, value_name = "FILE")]
+    pub read: Vec<PathBuf>,
+}
+
+/// What `data export` needs.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// Run directory
+    pub run: PathBuf,
+    /// Folder to write; it must not exist yet, or be empty
+    pub dir: PathBuf,
+    /// Form of the rows
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// Rows to train on: all, positive, negative, no-qc, a share of the images such as 25%, or several joined by +
+    #[arg(long, value_name = "VIEW", default_value = "all")]
+    pub view: View,
 }
 
 /// Ways to look at models.

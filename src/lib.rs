@@ -30,6 +30,7 @@ pub mod qc;
 pub mod random;
 pub mod recipe;
 pub mod registry;
+pub mod review;
 pub mod run;
 pub mod run_dir;
 pub mod sample;

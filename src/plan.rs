@@ -195,6 +195,12 @@ impl Plan {
         {
             add("model.checkpoint", e.to_string());
         }
+        match self.data.firewall.parsed() {
+            Err(e) => add("data.firewall.eval_sets", e.to_string()),
+            Ok(sets) => sets.iter().filter(|(_, path)| !path.exists()).for_each(|(_, path)| {
+                add("data.firewall.eval_sets", format!("{} does not exist", path.display()));
+            }),
+        }
         if self.data.test_fraction + self.data.validation_fraction >= 1.0 {
             add("data.validation_fraction", "together with data.test_fraction leaves no rows to train on".into());
         }

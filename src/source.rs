@@ -107,6 +107,15 @@ pub struct PhantomConfig {
     pub normal_share: f64,
 }
 
+impl DataConfig {
+    /// Whether pictures that look the same count as one. Not those that this program draws: two of them may look alike
+    /// by chance, and their truths tell them apart.
+    #[must_use]
+    pub fn compares_looks(&self) -> bool {
+        self.firewall.similar_images && self.source != "phantom"
+    }
+}
+
 impl Default for PhantomConfig {
     fn default() -> Self {
         Self { image_size: 64, normal_share: 0.15 }

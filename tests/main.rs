@@ -7,6 +7,7 @@ mod cli;
 mod datasets;
 mod dicom;
 mod eval;
+mod export;
 mod judge;
 mod llm;
 mod parity;

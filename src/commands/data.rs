@@ -1,19 +1,28 @@
 //! Verbs that look at data.
 
-use std::io::IsTerminal;
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
 
 use rayon::prelude::*;
 use serde_json::json;
 
 use super::{columns, context, emit, run::out_dir};
 use crate::{
-    cli::{Global, RecipeArgs},
+    cli::{ExportArgs, Global, RecipeArgs, ReviewArgs},
     datasets::{self, MARKED_SPLIT},
     error::{Error, Kind, Result},
+    export::{self, Options, View},
     models,
     plan::Resolved,
     recipe::Recipe,
     recipes::vqa::Vqa,
+    review::{
+        self,
+        interval::{Agreement, Share},
+        marks,
+    },
     run_dir::{RunDir, stream_jsonl},
     sample::{Sample, Split},
     source::Note,
@@ -242,4 +251,98 @@ pub(super) fn leak(global: &Global, args: &RecipeArgs) -> Result<()> {
 /// The split that the data set itself marks.
 fn mark(sample: &Sample) -> Option<Split> {
     serde_json::from_value(sample.meta.get(MARKED_SPLIT)?.clone()).ok()
+}
+
+/// Draws a sample for reviewers, or reads their marks.
+pub(super) fn review(global: &Global, args: &ReviewArgs) -> Result<()> {
+    let Some(run) = &args.run else { return audit(global, &args.read) };
+    let review = review::write(run, &args.out, args.n, args.seed)?;
+    let kept = review.items.iter().filter(|i| i.kept).count();
+    let page = args.out.join("index.html");
+    let value = json!({
+        "page": page, "review": review.review, "kept": kept, "rejected": review.items.len() - kept,
+        "of_kept": review.rows[0], "of_rejected": review.rows[1],
+    });
+    emit(global, value, || {
+        format!(
+            "{kept} of {} kept rows and {} of {} rejected ones\nopen {} in a browser; `medtune data review --read FILE` \
+             reads the marks that it saves",
+            review.rows[0],
+            review.items.len() - kept,
+            review.rows[1],
+            page.display()
+        )
+    })
+}
+
+fn audit(global: &Global, files: &[PathBuf]) -> Result<()> {
+    let audit = marks::read(files)?;
+    emit(global, &audit, || {
+        let mut text = String::new();
+        for found in &audit.findings {
+            let [right, wrong, unsure] = found.marks;
+            let mut rows = vec![
+                vec!["marks".into(), format!("{right} right, {wrong} wrong, {unsure} unsure")],
+                vec!["error left in kept rows".into(), share(&found.residual_error)],
+            ];
+            rows.extend(found.categories.iter().map(|(name, s)| vec![format!("  {name}"), share(s)]));
+            rows.push(vec!["right rows rejected".into(), share(&found.false_rejections)]);
+            rows.push(vec!["agreement with quality control".into(), agreement(&found.with_quality_control)]);
+            text.push_str(&format!("{}\n{}\n", found.reviewer, columns(&rows)));
+        }
+        for between in &audit.between {
+            let [a, b] = &between.reviewers;
+            text.push_str(&format!("{a} and {b}: {}\n", agreement(&between.agreement)));
+        }
+        text
+    })
+}
+
+fn share(s: &Share) -> String {
+    let Some(value) = s.value else { return "no clear mark".into() };
+    let range = |[low, high]: [f64; 2]| format!("[{:.1}, {:.1}]", 100.0 * low, 100.0 * high);
+    let (wilson, exact) = (range(s.wilson), range(s.exact));
+    format!("{:.1} % ({} of {}), 95 % {wilson} Wilson, {exact} exact", 100.0 * value, s.count, s.of)
+}
+
+fn agreement(a: &Agreement) -> String {
+    let kappa = a.kappa.map_or("not defined".into(), |k| format!("{k:.2}"));
+    let range = a.interval.map(|[low, high]| format!(" [{low:.2}, {high:.2}]")).unwrap_or_default();
+    format!("kappa {kappa}{range}, {} of {} rows alike", a.alike, a.rows)
+}
+
+/// Writes rows in a form that others read.
+pub(super) fn export(global: &Global, args: &ExportArgs) -> Result<()> {
+    let _lock = lock(&args.run)?;
+    let done = export::export(&args.run, &args.dir, Options { format: args.format, view: args.view })?;
+    emit(global, &done, || {
+        let mut rows: Vec<Vec<String>> =
+            done.files.iter().map(|(name, n)| vec![name.clone(), format!("{n} rows")]).collect();
+        rows.push(vec!["images".into(), format!("{} files", done.images)]);
+        rows.push(vec!["README.md".into(), "data card".into()]);
+        for (why, n) in done.left_out.iter().filter(|(_, n)| **n > 0) {
+            rows.push(vec!["left out".into(), format!("{n}: {why}")]);
+        }
+        format!("{}in {}", columns(&rows), args.dir.display())
+    })
+}
+
+/// Prints the data card of a run.
+pub(super) fn card(global: &Global, run: &Path) -> Result<()> {
+    let _lock = lock(run)?;
+    let facts = export::card::Facts::read(run)?;
+    let counts = export::card::Counts::of(run, View::default(), facts.seed())?;
+    let text = export::card::card(&facts, &counts, None);
+    emit(global, json!({ "card": text }), || text.clone())
+}
+
+/// Holds a run directory, so that nothing changes it meanwhile; one that is not there is not made.
+fn lock(run: &Path) -> Result<RunDir> {
+    if !run.join("kept.jsonl").exists() {
+        return Err(Error::new(Kind::Run, "there are no kept rows")
+            .at(run.display())
+            .expected("a run directory with kept.jsonl")
+            .help("run `medtune qc RECIPE --out DIR` first"));
+    }
+    RunDir::open(run)
 }

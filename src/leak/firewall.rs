@@ -214,11 +214,7 @@ mod tests {
         }
         std::fs::create_dir(path("train")).unwrap();
         std::fs::copy(path("e1.png"), path("train/renamed.png")).unwrap();
-        image::open(path("e2.png"))
-            .unwrap()
-            .resize(128, 128, image::imageops::FilterType::Triangle)
-            .save(path("train/larger.jpg"))
-            .unwrap();
+        image::open(path("e2.png")).unwrap().to_rgb8().save(path("train/again.jpg")).unwrap();
         picture(&path("train/synpic54610.png"), 9, 0);
         picture(&path("train/new.png"), 10, 0);
         let marked = |name: &str, split: &str| {
@@ -236,7 +232,7 @@ mod tests {
         firewall.read("set".into(), rows.into_iter().chain([Err(Error::new(Kind::Data, "cut"))]));
         assert_eq!((firewall.sets[0].rows, firewall.sets[0].unreadable), (3, 1));
         let rows =
-            ["renamed.png", "larger.jpg", "synpic54610.png", "new.png"].map(|n| about(&path("train").join(n), "Q?"));
+            ["renamed.png", "again.jpg", "synpic54610.png", "new.png"].map(|n| about(&path("train").join(n), "Q?"));
         let mut pictures = Pictures::default();
         pictures.look_at(rows.iter().flat_map(|s| &s.images).map(|i| i.path.as_path()));
         pictures.look_at([path("other.png").as_path()]);

@@ -9,7 +9,6 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use image_hasher::{HashAlg, HasherConfig};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -33,8 +32,8 @@ pub const SAME_GREY: f64 = 4.0;
 /// Pieces of a hash by which it is looked up: with more pieces than bits that may differ, one piece is always equal.
 const PIECES: usize = SAME_BITS as usize + 1;
 
-/// Side of the grey picture that a hash is made from.
-const HASHED_SIDE: usize = 64;
+/// Grey values by which two columns must differ to count as different.
+const MARGIN: u8 = 2;
 
 /// One image file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +52,7 @@ pub struct Picture {
     /// Width and height in pixels; none when it cannot be decoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<(usize, usize)>,
-    /// Perceptual hash: where brightness grows from left to right, [`BITS`] bits.
+    /// [`perceptual_hash`], [`BITS`] bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<[u64; BITS / 64]>,
     /// Why it cannot be read or decoded.
@@ -102,18 +101,19 @@ pub(crate) fn stamp(path: &Path) -> (u64, u64) {
     (meta.len(), since.map_or(0, |d| d.as_nanos() as u64))
 }
 
-/// Gradient hash of 16 x 16 bits.
+/// Gradient hash of 16 x 16 bits: where the picture grows clearly brighter from one column to the next. Differences of
+/// [`MARGIN`] grey values or less are flat: that is what noise and another compression make of a black background.
 #[must_use]
 pub fn perceptual_hash(picture: &Rgb8) -> [u64; BITS / 64] {
-    let grey = grey_grid(picture, HASHED_SIDE, HASHED_SIDE);
-    let grey = ::image::GrayImage::from_raw(HASHED_SIDE as u32, HASHED_SIDE as u32, grey).unwrap_or_default();
-    let hasher = HasherConfig::new().hash_size(16, 16).hash_alg(HashAlg::Gradient).to_hasher();
-    let found = hasher.hash_image(&::image::DynamicImage::ImageLuma8(grey));
-    let mut out = [0; BITS / 64];
-    for (i, byte) in found.as_bytes().iter().take(BITS / 8).enumerate() {
-        out[i / 8] |= u64::from(*byte) << (i % 8 * 8);
+    let grid = grey_grid(picture, 17, 16);
+    let mut hash = [0; BITS / 64];
+    for bit in 0..BITS {
+        let at = bit / 16 * 17 + bit % 16;
+        if grid[at + 1] > grid[at].saturating_add(MARGIN) {
+            hash[bit / 64] |= 1 << (bit % 64);
+        }
     }
-    out
+    hash
 }
 
 /// Mean grey values of `width` x `height` boxes, row by row.
@@ -385,14 +385,51 @@ pub(crate) mod tests {
         picture(&path("a.png"), 1, 0);
         picture(&path("b.png"), 2, 0);
         std::fs::copy(path("b.png"), path("c.png")).unwrap();
-        let scaled = ::image::open(path("b.png")).unwrap();
-        scaled.resize(100, 100, ::image::imageops::FilterType::CatmullRom).save(path("d.png")).unwrap();
+        ::image::open(path("b.png")).unwrap().to_rgb8().save(path("d.jpg")).unwrap();
         let mut pictures = Pictures::default();
-        pictures.look_at(["a.png", "b.png", "c.png", "d.png"].map(path).iter().map(PathBuf::as_path));
+        pictures.look_at(["a.png", "b.png", "c.png", "d.jpg"].map(path).iter().map(PathBuf::as_path));
         pictures.find_copies();
         let of: Vec<_> = pictures.all().iter().map(|p| p.copy_of.clone()).collect();
         assert_eq!(of, [None, None, Some(path("b.png")), Some(path("b.png"))]);
         pictures.find_exact_copies();
         assert_eq!(pictures.all()[3].copy_of, None);
+    }
+
+    /// With `MEDTUNE_IMAGES` set to a folder of real images: copies made smaller and saved as JPEG are recognised.
+    #[test]
+    fn real_images_are_recognised_in_smaller_copies() {
+        let Some(root) = std::env::var_os("MEDTUNE_IMAGES").map(PathBuf::from) else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let endings = ["jpg", "jpeg", "png"].map(|e| Some(std::ffi::OsString::from(e)));
+        let mut originals = crate::run_dir::files_below(&root).unwrap();
+        originals.retain(|f| endings.contains(&f.extension().map(Into::into)) && f.file_stem().unwrap() != "mask");
+        originals.truncate(600);
+        let copies: Vec<PathBuf> = originals
+            .par_iter()
+            .enumerate()
+            .map(|(i, file)| {
+                let picture = ::image::open(file).unwrap().to_rgb8();
+                let (width, height) = (picture.width() * 7 / 10, picture.height() * 7 / 10);
+                let small =
+                    ::image::imageops::resize(&picture, width, height, ::image::imageops::FilterType::CatmullRom);
+                let path = dir.path().join(format!("{i}.jpg"));
+                let out = fs::File::create(&path).unwrap();
+                let encoder = ::image::codecs::jpeg::JpegEncoder::new_with_quality(out, 75);
+                small.write_with_encoder(encoder).unwrap();
+                path
+            })
+            .collect();
+        let mut pictures = Pictures::default();
+        pictures.look_at(originals.iter().chain(&copies).map(PathBuf::as_path));
+        pictures.find_copies();
+        let of = |path: &Path| pictures.get(path).unwrap().copy_of.clone();
+        let known: Vec<&PathBuf> = originals.iter().filter(|o| of(o).is_some()).collect();
+        let found = originals
+            .iter()
+            .zip(&copies)
+            .filter(|(o, c)| of(c).is_some_and(|found| found == **o || of(o) == Some(found)))
+            .count();
+        eprintln!("{found} of {} copies found; {} originals alike: {known:?}", originals.len(), known.len());
+        assert!(found * 10 >= originals.len() * 9);
     }
 }

@@ -14,6 +14,8 @@ static LEAK: LazyLock<Regex> = LazyLock::new(|| {
     .expect("a constant pattern")
 });
 
+static CONTEXT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\b(the|this) context\b").expect("a constant pattern"));
+
 /// The rule.
 pub struct LeakText;
 
@@ -29,7 +31,12 @@ impl QcRule for LeakText {
     }
 
     fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
-        match LEAK.find(&spoken(sample)) {
+        let text = spoken(sample);
+        let found = LEAK.find(&text).or_else(|| {
+            // "In the context of sepsis" is about medicine.
+            CONTEXT.find_iter(&text).find(|context| !text[context.end()..].starts_with(" of "))
+        });
+        match found {
             Some(found) => reject(self, format!("speaks of \"{}\"", found.as_str())),
             None => Ok(Verdict::Keep),
         }
@@ -49,11 +56,18 @@ mod tests {
             "The annotation says so.",
             "There is no mention of a tumor.",
             "The provided information shows a mass.",
+            "From the context, this is a mass.",
+            "The figure legend names a mass.",
         ];
         for answer in leaks {
             assert!(rejects(&LeakText, &row("What is seen?", answer)), "{answer}");
         }
-        for answer in ["In the context of sepsis this is severe.", "The texture is coarse.", "A contextual sign."] {
+        for answer in [
+            "In the context of sepsis this is severe.",
+            "A figure of eight.",
+            "The texture is coarse.",
+            "A contextual sign.",
+        ] {
             assert!(!rejects(&LeakText, &row("What is seen?", answer)), "{answer}");
         }
     }

@@ -6,11 +6,11 @@ use crate::{
     sample::{Role, Sample},
 };
 
-/// Words a constructed question may have.
-const QUESTION: std::ops::RangeInclusive<usize> = 3..=60;
+/// Most words of a question.
+const QUESTION: usize = 60;
 
-/// Words a constructed answer may have.
-const ANSWER: std::ops::RangeInclusive<usize> = 2..=150;
+/// Most words of an answer.
+const ANSWER: usize = 150;
 
 /// The rule.
 pub struct Length;
@@ -21,22 +21,22 @@ impl QcRule for Length {
     }
 
     fn doc(&self) -> &'static str {
-        "A constructed question has 3 to 60 words, its answer 2 to 150; in visual question answering only the upper ends hold.\n\
+        "A constructed question has `qc.min_question_words` to 60 words, its answer `qc.min_answer_words` to 150; in visual \
+         question answering only the upper ends hold.\n\
          Shorter texts are fragments, longer ones wander off and are cut in training.\n\
          Example: the question \"Why?\""
     }
 
-    fn check(&self, sample: &Sample, _context: &QcContext) -> Result<Verdict> {
+    fn check(&self, sample: &Sample, context: &QcContext) -> Result<Verdict> {
         for (i, turn) in sample.turns.iter().enumerate() {
-            let range = match turn.role {
-                Role::User => QUESTION,
-                Role::Assistant => ANSWER,
+            let (from, to) = match turn.role {
+                Role::User => (context.config.min_question_words, QUESTION),
+                Role::Assistant => (context.config.min_answer_words, ANSWER),
                 Role::System => continue,
             };
             let words = turn.text.replace("<image>", " ").split_whitespace().count();
             let first = i < 2;
-            if words > *range.end() || (words < *range.start() && is_constructed(sample) && first) {
-                let (from, to) = (range.start(), range.end());
+            if words > to || (words < from && is_constructed(sample) && first) {
                 return reject(self, format!("message {} has {words} words, expected {from} to {to}", i + 1));
             }
         }
@@ -53,6 +53,8 @@ mod tests {
     fn lengths() {
         assert!(rejects(&Length, &row("Why?", "Because it is large.")));
         assert!(rejects(&Length, &row("Why is it large?", &"so ".repeat(151))));
-        assert!(!rejects(&Length, &row("Describe this image.", "A heart.")));
+        assert!(rejects(&Length, &row("Describe this image.", "A large heart.")));
+        assert!(rejects(&Length, &row("What does it show?", "A heart.")));
+        assert!(!rejects(&Length, &row("What does it show?", "A large heart.")));
     }
 }

@@ -55,6 +55,10 @@ pub struct QcConfig {
     pub enabled: bool,
     /// The stage fails its gate when a larger share of rows is rejected, 0 to 1.
     pub max_drop_rate: f64,
+    /// Fewest words of a constructed question.
+    pub min_question_words: usize,
+    /// Fewest words of its answer.
+    pub min_answer_words: usize,
     /// Largest share of constructed answers that may begin with the same four words, 0 to 1; 1 turns the rule off.
     pub max_template_share: f64,
     /// Most constructed rows of different images that may have the same question and the same answer; 0 means any.
@@ -77,6 +81,8 @@ impl Default for QcConfig {
         Self {
             enabled: true,
             max_drop_rate: 0.5,
+            min_question_words: 4,
+            min_answer_words: 3,
             max_template_share: 0.05,
             max_repeats: 50,
             long_text_words: 40,

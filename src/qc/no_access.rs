@@ -9,7 +9,7 @@ use crate::{error::Result, sample::Sample};
 
 static REFUSAL: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
-        r"\b(as an ai|language model|(cannot|can't|can not|unable to) (see|view|access|open|analy[sz]e|interpret) (the|this|an|any|your) (image|picture|photo|scan|figure)s?|i('m| am) sorry|i apologi[sz]e|unable to (help|assist|provide)|don't have access)\b",
+        r"\b(as an ai|language model|(cannot|can't|can not|unable to) (see|view|access|open|analy[sz]e|interpret) (the|this|an|any|your) (image|picture|photo|scan|figure)s?|i('m| am) sorry|sorry,? (but )?i|i apologi[sz]e|unable to (help|assist|provide)|don't have access)\b",
     )
     .expect("a constant pattern")
 });
@@ -45,6 +45,9 @@ mod tests {
     fn refusals_and_findings() {
         assert!(rejects(&NoAccess, &row("What is it?", "I\u{2019}m sorry, I can't help.")));
         assert!(rejects(&NoAccess, &row("What is it?", "I am unable to view the image.")));
-        assert!(!rejects(&NoAccess, &row("What is it?", "I cannot see a nodule in this image.")));
+        assert!(rejects(&NoAccess, &row("What is it?", "Sorry, but I cannot tell.")));
+        for answer in ["I cannot see a nodule in this image.", "The patient is unable to raise the arm."] {
+            assert!(!rejects(&NoAccess, &row("What is it?", answer)), "{answer}");
+        }
     }
 }

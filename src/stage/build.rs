@@ -2,8 +2,7 @@
 //! file. Rows that cannot be read or used go to `unread.jsonl`, from where quality control takes them over; none is
 //! lost.
 //!
-//! Rows pass through in blocks. What stays in memory is one number a row, so that a million rows need no more than ten
-//! thousand do; see `docs/qc.md` for measurements.
+//! Rows pass through in blocks; what stays in memory is one number a row, and what is known of each image.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -269,7 +268,7 @@ impl Writer {
     fn finish(mut self, plan: &Plan, dir: &RunDir) -> Result<(Built, Clusters)> {
         self.rows.finish()?;
         self.unread.finish()?;
-        if plan.data.firewall.similar_images {
+        if plan.data.compares_looks() {
             self.pictures.find_copies();
         } else {
             self.pictures.find_exact_copies();

@@ -124,7 +124,7 @@ pub const STAGES: &[Stage] = &[
         about: "Keeps the rows that pass every rule, and sets the others aside with a reason.",
         reads: &["samples.jsonl", "unread.jsonl", "images.jsonl", "images"],
         writes: &["kept.jsonl", "rejected.jsonl", "qc.json"],
-        scratch: &[],
+        scratch: &["firewall"],
         sections: &["qc", "data.firewall", "llm.generate", "llm.qc"],
         device: false,
         run: qc::run,
