@@ -78,3 +78,15 @@ fn plain_http_to_another_machine_is_refused_before_anything_is_sent() {
     let error = Client::open_with(&config, options(dir.path()), &look).err().unwrap();
     assert!(error.help_line().unwrap().contains("allow_plain_http"), "{error}");
 }
+
+#[test]
+fn a_server_that_does_not_speak_tls_never_sees_the_request() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), server(|_| {}));
+    let mut config = config(&server.base_url().replace("http://", "https://"));
+    config.max_attempts = 2;
+    let client = open_with(&config, dir.path(), &[("OPENAI_API_KEY", KEY)]);
+    let outcome = job(&client, 3).unwrap();
+    assert!(outcome.failures.values().all(|f| f == "connection") && outcome.failures.len() == 3);
+    let totals = client.totals().unwrap();
+    assert_eq!((server.stats().requests, totals.failed, totals.in_doubt), (0, 6, 0));
+}
