@@ -24,7 +24,7 @@ const SHOWN: [(&str, &str); 7] = [
 
 /// Runs the views and prints their table.
 pub(super) fn ablate(global: &Global, args: &AblateArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe.recipe, &args.recipe.set)?;
+    let resolved = Resolved::new(&args.recipe.recipe, &args.recipe.overrides())?;
     let ctx = context(global)?;
     let root =
         args.recipe.out.clone().unwrap_or_else(|| PathBuf::from("run").join(format!("{}_ablation", resolved.name)));
