@@ -8,6 +8,7 @@
 //! `MEDTUNE_KERNELS=composed` switches the Flex implementations off, to tell a kernel's fault from another.
 
 mod flex;
+pub mod gelu;
 pub mod half_linear;
 pub mod norm;
 pub mod quick_gelu;

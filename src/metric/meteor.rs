@@ -5,9 +5,10 @@
 //! The third stage looks up stems, not words, as the original does; most stems are in no dictionary, so it finds less
 //! than the published metric describes. Nothing here minimises crossings, as nothing there does.
 
-use std::{collections::HashMap, hash::Hash};
+use std::hash::Hash;
 
 use rayon::prelude::*;
+use rustc_hash::FxHashMap;
 
 use super::{
     porter::stem,
@@ -129,8 +130,8 @@ impl Meteor {
 }
 
 /// Positions of each word, ascending.
-fn places<K: Hash + Eq>(words: impl Iterator<Item = (usize, K)>) -> HashMap<K, Vec<usize>> {
-    let mut places: HashMap<K, Vec<usize>> = HashMap::new();
+fn places<K: Hash + Eq>(words: impl Iterator<Item = (usize, K)>) -> FxHashMap<K, Vec<usize>> {
+    let mut places: FxHashMap<K, Vec<usize>> = FxHashMap::default();
     for (i, word) in words {
         places.entry(word).or_default().push(i);
     }

@@ -8,6 +8,7 @@ use crate::{
     sample::{AnswerType, Sample},
 };
 
+pub mod bertscore;
 pub mod bleu;
 pub mod choice;
 pub mod clinical;

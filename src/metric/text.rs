@@ -1,10 +1,11 @@
 //! Metrics that compare an answer with a reference answer, as text.
 
-use std::{collections::HashMap, hash::Hash, path::PathBuf};
+use std::{hash::Hash, path::PathBuf};
 
 use burn::tensor::Device;
+use rustc_hash::FxHashMap;
 
-use super::{bleu, meteor, rouge};
+use super::{bertscore, bleu, meteor, rouge};
 use crate::error::Result;
 
 /// An answer and what it is compared with.
@@ -34,13 +35,14 @@ pub trait TextMetric: Send + Sync {
 pub struct TextMetricOptions {
     /// Where models run.
     pub device: Device,
-    /// BERTScore: directory of a RoBERTa or BERT checkpoint in Hugging Face layout, or the name of one on the hub.
+    /// BERTScore: directory of a RoBERTa or BERT checkpoint in Hugging Face layout, or the name of one on the hub;
+    /// `roberta-large` by default.
     pub bertscore_model: Option<String>,
     /// BERTScore: the layer whose states are compared; by default bert_score's choice for the model.
     pub bertscore_layer: Option<usize>,
     /// BERTScore: weigh tokens by their rarity among the references.
     pub bertscore_idf: bool,
-    /// BERTScore: file with the baseline that scores are rescaled by.
+    /// BERTScore: file with the baseline that scores are rescaled by, as bert_score has one for each model.
     pub bertscore_baseline: Option<PathBuf>,
     /// BERTScore: texts encoded at once.
     pub bertscore_batch_size: usize,
@@ -82,16 +84,21 @@ pub struct TextMetricDef {
 /// All text metrics in table order. Larger is better and values are shares from 0 to 1, except that BERTScore may be
 /// negative.
 pub const TEXT_METRICS: &[&TextMetricDef] =
-    &[&meteor::METEOR, &rouge::ROUGE_1, &rouge::ROUGE_2, &rouge::ROUGE_L, &bleu::BLEU];
+    &[&bertscore::BERTSCORE, &meteor::METEOR, &rouge::ROUGE_1, &rouge::ROUGE_2, &rouge::ROUGE_L, &bleu::BLEU];
 
 /// Words between white space, as Python's `str.split` finds them.
 pub fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)).filter(|w| !w.is_empty())
+    text.split(is_white_space).filter(|w| !w.is_empty())
+}
+
+/// What Python takes for white space: what Unicode does, and four separators of ASCII.
+pub(crate) fn is_white_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 /// Words as numbers, the same number for the same word.
 pub(super) fn numbered<W: Hash + Eq>(texts: [impl IntoIterator<Item = W>; 2]) -> [Vec<u32>; 2] {
-    let mut known = HashMap::new();
+    let mut known = FxHashMap::default();
     texts.map(|words| {
         let number = |word| {
             let next = known.len() as u32;
@@ -103,7 +110,8 @@ pub(super) fn numbered<W: Hash + Eq>(texts: [impl IntoIterator<Item = W>; 2]) ->
 
 /// How many runs of `n` words of the answer the reference has too, each as often as the reference has it.
 pub(super) fn shared_ngrams<W: Hash + Eq>(answer: &[W], reference: &[W], n: usize) -> usize {
-    let mut open: HashMap<&[W], usize> = HashMap::new();
+    let mut open: FxHashMap<&[W], u32> = FxHashMap::default();
+    open.reserve(reference.len());
     for gram in reference.windows(n) {
         *open.entry(gram).or_default() += 1;
     }

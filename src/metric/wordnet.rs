@@ -6,7 +6,9 @@
 //! letter in all synsets, so that no lower-case word equals it. Names of several words and names with capitals are left
 //! out, because no lower-case word can equal them. A line of the second is `tag TAB inflected TAB base[,base..]`.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::sync::LazyLock;
+
+use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Kind, Result};
 
@@ -38,9 +40,9 @@ const DETACHMENTS: [(char, &[(&str, &str)]); 4] = [
 #[derive(Debug)]
 pub struct WordNet {
     /// Lemma to the rest of its line.
-    synonyms: HashMap<&'static str, &'static str>,
+    synonyms: FxHashMap<&'static str, &'static str>,
     /// Inflected forms that follow no rule, with their part of speech, to their base forms.
-    exceptions: HashMap<(char, &'static str), Vec<&'static str>>,
+    exceptions: FxHashMap<(char, &'static str), Vec<&'static str>>,
 }
 
 impl WordNet {
@@ -63,7 +65,7 @@ impl WordNet {
 
     /// None unless both tables have lines and every line its fields.
     fn parse(synonyms: &'static str, exceptions: &'static str) -> Option<Self> {
-        let mut table = Self { synonyms: HashMap::new(), exceptions: HashMap::new() };
+        let mut table = Self { synonyms: FxHashMap::default(), exceptions: FxHashMap::default() };
         table.synonyms.reserve(synonyms.len() / 20);
         for line in synonyms.lines() {
             let (lemma, rest) = line.split_once('\t')?;

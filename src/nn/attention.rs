@@ -81,6 +81,15 @@ impl AttentionMask {
         Self { masked, start: *start, bias: Arc::default(), folded: Arc::default() }
     }
 
+    /// Every query sees the real keys of its row: the first `lengths[row]` of `keys`.
+    #[must_use]
+    pub fn padded(lengths: &[usize], keys: usize, device: &Device) -> Self {
+        let masked: Vec<bool> = lengths.iter().flat_map(|n| (0..keys).map(move |key| key >= *n)).collect();
+        let masked = Tensor::<4, Bool>::from_data(TensorData::new(masked, [lengths.len(), 1, 1, keys]), device);
+        let masked = masked.expand([lengths.len(), 1, keys, keys]);
+        Self { masked, start: 0, bias: Arc::default(), folded: Arc::default() }
+    }
+
     /// Number of key columns.
     #[must_use]
     pub fn keys(&self) -> usize {

@@ -1,6 +1,7 @@
 //! Blocks that models share. Field names are those of the Hugging Face modules they read weights from.
 
 pub mod attention;
+pub mod bert;
 pub mod decoder;
 pub mod intern_vit;
 pub mod internlm2;

@@ -9,15 +9,18 @@ use serde_json::Value;
 
 use super::fixture::{Checks, json, root};
 
+mod bertscore;
 mod choice;
 mod text;
 mod vqa;
 
 /// Kinds of case files tested here.
 const KINDS: &[&str] = &[
+    "bertscore",
     "bleu",
     "closed_medevalkit",
     "difflib_ratio",
+    "evalpy_aggregate",
     "mcq_medevalkit",
     "mcq_omnimedvqa",
     "mcq_pmcvqa",

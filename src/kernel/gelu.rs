@@ -1,0 +1,183 @@
+//! GELU with the error function: `x * (1 + erf(x / sqrt(2))) / 2`, the activation of BERT.
+
+use burn::{
+    backend::{
+        Autodiff, Backend, Dispatch, Flex,
+        autodiff::{
+            NodeId,
+            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+            grads::Gradients,
+            ops::{Backward, Ops, OpsKind},
+        },
+        backend_extension,
+        flex::FlexTensor,
+        tensor::FloatTensor,
+    },
+    tensor::Tensor,
+};
+use rayon::prelude::*;
+
+use super::flex::{self, CHUNK, vectorized};
+
+/// `x * (1 + erf(x / sqrt(2))) / 2`.
+///
+/// # Shapes
+/// any -> same
+#[must_use]
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::erf_gelu(x.into_dispatch()))
+}
+
+/// The operation and its gradient.
+#[backend_extension(Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
+pub trait GeluOps: Backend {
+    /// `x * (1 + erf(x / sqrt(2))) / 2`.
+    #[fusion(default)]
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        forward::<Self>(x)
+    }
+
+    /// Gradient of `x`.
+    #[fusion(default)]
+    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        backward::<Self>(x, grad)
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl GeluOps for burn_cubecl::CubeBackend {}
+
+fn forward<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::gelu(x)
+}
+
+fn backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    B::gelu_backward(x, grad)
+}
+
+#[derive(Debug)]
+struct GeluBackward;
+
+impl<B: GeluOps> Backward<B, 1> for GeluBackward {
+    type State = NodeId;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let grad = grads.consume::<B>(&ops.node);
+        let x = checkpointer.retrieve_node_output(ops.state);
+        if let Some(node) = node {
+            grads.register::<B>(node.id, B::erf_gelu_backward(x, grad));
+        }
+    }
+}
+
+impl<B: GeluOps, C: CheckpointStrategy> GeluOps for Autodiff<B, C> {
+    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        match GeluBackward.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = prep.checkpoint(&x);
+                prep.finish(state, B::erf_gelu(x.into_primitive()))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::erf_gelu(x.into_primitive())),
+        }
+    }
+}
+
+/// `(1 + erf(x / sqrt(2))) / 2`, absolute error below 2e-7: Abramowitz and Stegun 7.1.26.
+#[inline(always)]
+fn normal_cdf<const FMA: bool>(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / flex::mul_add::<FMA>(0.327_591_1, z, 1.0);
+    let p = flex::mul_add::<FMA>(1.061_405_4, t, -1.453_152_1);
+    let p = flex::mul_add::<FMA>(p, t, 1.421_413_8);
+    let p = flex::mul_add::<FMA>(p, t, -0.284_496_72);
+    let p = flex::mul_add::<FMA>(p, t, 0.254_829_6);
+    let tail = 0.5 * p * t * flex::exp::<FMA>(-z * z);
+    if x < 0.0 { tail } else { 1.0 - tail }
+}
+
+#[inline(always)]
+fn forward_chunk<const FMA: bool>(x: &[f32], out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = x * normal_cdf::<FMA>(x);
+    }
+}
+
+#[inline(always)]
+fn backward_chunk<const FMA: bool>(x: &[f32], grad: &[f32], out: &mut [f32]) {
+    /// `1 / sqrt(2 pi)`
+    const DENSITY: f32 = 0.398_942_3;
+    for ((out, &x), &grad) in out.iter_mut().zip(x).zip(grad) {
+        let density = DENSITY * flex::exp::<FMA>(-0.5 * x * x);
+        *out = grad * flex::mul_add::<FMA>(x, density, normal_cdf::<FMA>(x));
+    }
+}
+
+impl GeluOps for Flex {
+    fn erf_gelu(x: FlexTensor) -> FlexTensor {
+        if !flex::applies(&[&x]) {
+            return forward::<Self>(x);
+        }
+        let x = x.to_contiguous();
+        let mut out = vec![0f32; flex::slice(&x).len()];
+        out.par_chunks_mut(CHUNK)
+            .zip(flex::slice(&x).par_chunks(CHUNK))
+            .for_each(|(out, x)| vectorized!(forward_chunk(x, out)));
+        flex::tensor(out, x.layout().shape().clone())
+    }
+
+    fn erf_gelu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        if !flex::applies(&[&x, &grad]) {
+            return backward::<Self>(x, grad);
+        }
+        let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
+        let mut out = vec![0f32; flex::slice(&x).len()];
+        out.par_chunks_mut(CHUNK)
+            .zip(flex::slice(&x).par_chunks(CHUNK))
+            .zip(flex::slice(&grad).par_chunks(CHUNK))
+            .for_each(|((out, x), grad)| vectorized!(backward_chunk(x, grad, out)));
+        flex::tensor(out, x.layout().shape().clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, activation};
+
+    use super::{
+        super::tests::{difference, values},
+        *,
+    };
+
+    #[test]
+    fn fused_equals_composed() {
+        let device = Device::flex().autodiff();
+        let run = |op: fn(Tensor<2>) -> Tensor<2>, transposed: bool| {
+            let (x, weight) = (values([129, 300], 0, &device).require_grad(), values([129, 300], 1, &device));
+            let out = if transposed { op(x.clone().transpose()).transpose() } else { op(x.clone()) };
+            let mut grads = (out.clone() * weight).sum().backward();
+            (out.without_autodiff(), x.grad_remove(&mut grads).expect("tracked"))
+        };
+        for transposed in [false, true] {
+            let (found, expected) = (run(gelu, transposed), run(activation::gelu, transposed));
+            assert!(difference(found.0, expected.0) < 1e-6);
+            assert!(difference(found.1, expected.1) < 1e-6);
+        }
+    }
+
+    #[test]
+    fn the_distribution_function_is_accurate_and_stays_within_bounds() {
+        // published values of the normal distribution
+        for (x, truth) in
+            [(0.0, 0.5), (1.0, 0.841_344_75), (-1.0, 0.158_655_25), (2.5, 0.993_790_33), (-4.0, 3.167_124e-5)]
+        {
+            for found in [normal_cdf::<true>(x), normal_cdf::<false>(x)] {
+                assert!((f64::from(found) - truth).abs() < 3e-7, "{x}: {found}");
+            }
+        }
+        for x in [-1e4f32, -100.0, 100.0, 1e4] {
+            let found = x * normal_cdf::<true>(x);
+            assert!((found - x.max(0.0)).abs() < 1e-6, "{x}: {found}");
+        }
+    }
+}
