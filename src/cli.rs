@@ -210,6 +210,11 @@ pub enum Verb {
         #[command(subcommand)]
         verb: Option<ModelsVerb>,
     },
+    /// List metrics with their signatures
+    ///
+    /// Numbers are comparable only if their signatures are equal.
+    #[command(after_help = "Examples:\n  medtune metrics\n  medtune explain meteor")]
+    Metrics,
     /// List data set readers
     Datasets,
     /// List recipes, or print one

@@ -10,7 +10,11 @@ use crate::{
     cli::Global,
     config::{Config, inline},
     error::{Error, Kind, Result},
-    metric::METRICS,
+    metric::{
+        METRICS,
+        choice::{CHOICE_RULES, prefix},
+        text::TEXT_METRICS,
+    },
     models::{self, MODELS, embedded::EMBEDDED},
     plan::Plan,
     qc::RULES,
@@ -97,6 +101,28 @@ fn dataset_entry(reader: &dyn Source) -> Entry {
         entry = entry.with("download", format!("medtune data get {} ({})", reader.name(), download.repo));
     }
     entry
+}
+
+fn metric_entries() -> Vec<Entry> {
+    let judged = METRICS.iter().map(|m| ("metric", m.key, m.name, m.about, m.signature));
+    let text = TEXT_METRICS.iter().map(|m| ("text metric", m.key, m.name, m.about, m.signature));
+    let choice = CHOICE_RULES.iter().map(|m| ("rule for multiple choice", m.key, m.name, m.about, m.signature));
+    let likelihood = ("rule for multiple choice", prefix::KEY, prefix::NAME, prefix::ABOUT, prefix::SIGNATURE);
+    let entry = |(kind, key, name, about, signature): (&'static str, &str, &str, &str, &str)| {
+        Entry::new(kind, key, about).with("name", name).with("signature", signature)
+    };
+    judged.chain(text).chain(choice).chain([likelihood]).map(entry).collect()
+}
+
+/// Every metric with the line that says exactly what it computes.
+pub(super) fn metrics(global: &Global) -> Result<()> {
+    let entries = metric_entries();
+    emit(global, &entries, || {
+        let signature = |e: &Entry| e.more.get("signature").and_then(Value::as_str).unwrap_or_default().to_string();
+        let rows =
+            entries.iter().flat_map(|e| [vec![e.name.clone(), e.doc.clone()], vec![String::new(), signature(e)]]);
+        format!("{}\n`medtune explain NAME` says more", columns(&rows.collect::<Vec<_>>()))
+    })
 }
 
 fn recipe_entries() -> Vec<Entry> {
@@ -227,9 +253,7 @@ fn all_entries() -> Vec<Entry> {
     for rules in crate::llm::mock::RULES {
         all.push(Entry::new("rules of the rehearsal server", rules.name(), rules.about()));
     }
-    for metric in METRICS {
-        all.push(Entry::new("metric", metric.key, metric.about).with("signature", metric.signature));
-    }
+    all.extend(metric_entries());
     let config = Config::new::<Plan>();
     for key in config.keys() {
         let entry = Entry::new("key of a recipe file", key.path.clone(), key.doc.clone());

@@ -56,6 +56,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Data(DataVerb::Card { run }) => data::card(g, &run),
         Verb::Models { verb: None } => catalogue::models(g),
         Verb::Models { verb: Some(ModelsVerb::Inspect { dir }) } => catalogue::inspect(g, &dir),
+        Verb::Metrics => catalogue::metrics(g),
         Verb::Datasets => catalogue::datasets(g),
         Verb::Recipes { verb: None } => catalogue::recipes(g),
         Verb::Recipes { verb: Some(RecipesVerb::Show { name }) } => catalogue::recipe(g, &name),

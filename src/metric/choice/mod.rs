@@ -8,6 +8,7 @@ use super::similarity::most_similar;
 
 pub mod medevalkit;
 pub mod own;
+pub mod prefix;
 
 /// What a rule makes of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
