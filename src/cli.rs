@@ -98,6 +98,12 @@ pub struct ScoreArgs {
     /// Directory of the encoder for BERTScore, or its name on the hub
     #[arg(long, value_name = "DIR")]
     pub bertscore_model: Option<String>,
+    /// Layer of the encoder that BERTScore compares [default: bert_score's choice for the model]
+    #[arg(long, value_name = "N")]
+    pub bertscore_layer: Option<usize>,
+    /// Rescale BERTScore by the model's file of bert_score/rescale_baseline
+    #[arg(long, value_name = "FILE")]
+    pub bertscore_baseline: Option<PathBuf>,
     /// Download the encoder if it is not on this machine
     #[arg(long)]
     pub download: bool,

@@ -19,6 +19,8 @@ pub(super) fn score(global: &Global, args: &ScoreArgs) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("score").join(stem));
     let mut text = TextMetricOptions::new(ctx.device.clone());
     text.bertscore_model = args.bertscore_model.clone();
+    text.bertscore_layer = args.bertscore_layer;
+    text.bertscore_baseline = args.bertscore_baseline.clone();
     text.download = args.download;
     let options = Options {
         predictions: args.files.clone(),

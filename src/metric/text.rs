@@ -40,7 +40,7 @@ pub struct TextMetricOptions {
     pub bertscore_model: Option<String>,
     /// BERTScore: the layer whose states are compared; by default bert_score's choice for the model.
     pub bertscore_layer: Option<usize>,
-    /// BERTScore: weigh tokens by their rarity among the references.
+    /// BERTScore: weigh tokens by their rarity among the references of one call of [`TextMetric::score_pairs`].
     pub bertscore_idf: bool,
     /// BERTScore: file with the baseline that scores are rescaled by, as bert_score has one for each model.
     pub bertscore_baseline: Option<PathBuf>,
