@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     path::{Path, PathBuf},
 };
 
@@ -21,7 +22,7 @@ use crate::{
     },
     progress::Progress,
     vlm::{Batch, Processor, Tower, Vlm},
-    weights::{Dtype, SaveOptions},
+    weights::{Checkpoint, Dtype, Layout, SaveOptions},
 };
 
 pub mod compat;
@@ -188,12 +189,28 @@ pub struct ModelDef {
     pub empty: fn(preset: &str, device: &Device) -> Result<(AnyVlm, usize)>,
     /// The network of a checkpoint directory, without its weights.
     pub shape: fn(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm>,
+    /// The tensors of a checkpoint directory under the names of the network; nothing is read.
+    pub weights: fn(dir: &Path, options: &LoadOptions) -> Result<Checkpoint>,
     /// The network of a checkpoint directory.
     pub load: fn(dir: &Path, options: &LoadOptions, device: &Device) -> Result<AnyVlm>,
     /// The host side of a checkpoint directory.
     pub processor: fn(dir: &Path, options: &LoadOptions) -> Result<Box<dyn Processor>>,
     /// How a tokenizer is made for a model that is initialised at random.
     pub tokenizer: TokenizerDef,
+    /// Files that its published checkpoints consist of.
+    pub release: Release,
+}
+
+/// Files of a published checkpoint.
+#[derive(Debug)]
+pub struct Release {
+    /// Kind of the files with weights.
+    pub layout: Layout,
+    /// Largest of them.
+    pub max_shard_bytes: u64,
+    /// Tokenizer files as the publisher names them, made from a few texts and filled up to the ids that the preset's
+    /// network has rows for.
+    pub tokenizer: fn(preset: &str, texts: &[String]) -> Result<TokenizerFiles>,
 }
 
 /// A tokenizer's files, and how it is trained.
@@ -205,7 +222,7 @@ pub struct TokenizerDef {
     pub train: fn(texts: &[String], vocab_size: usize) -> Result<TokenizerFiles>,
 }
 
-/// Names and bytes of files.
+/// Names and bytes of files; a directory that has the last one has all.
 pub type TokenizerFiles = Vec<(&'static str, Vec<u8>)>;
 
 /// All families.
@@ -255,7 +272,33 @@ pub fn detect(dir: &Path) -> Result<&'static ModelDef> {
             .at(path.display())
             .expected(MODELS.iter().flat_map(|m| m.model_types).copied().collect::<Vec<_>>().join(", "))
             .found(model_type)
+            .help("`medtune models` lists the families; other models cannot be loaded")
     })
+}
+
+/// The family whose tensors are named like those of a checkpoint, and the share of names that agree; none if less than
+/// half do. Numbers of layers and blocks do not matter.
+///
+/// # Errors
+/// A preset that cannot be built.
+pub fn family_of_weights(names: &[&str], device: &Device) -> Result<Option<(&'static ModelDef, f64)>> {
+    let kind = |name: &str| -> String {
+        let part = |s: &str| if s.bytes().all(|b| b.is_ascii_digit()) { "*".to_string() } else { s.to_string() };
+        name.split('.').map(part).collect::<Vec<_>>().join(".")
+    };
+    let found: BTreeSet<String> = names.iter().map(|n| kind(n)).collect();
+    let mut best: Option<(&'static ModelDef, f64)> = None;
+    for def in MODELS {
+        for preset in def.presets {
+            let (model, _) = (def.empty)(preset.name, device)?;
+            let known: BTreeSet<String> = named_params(&model).iter().map(|p| kind(&p.name)).collect();
+            let share = found.intersection(&known).count() as f64 / found.union(&known).count().max(1) as f64;
+            if share >= 0.5 && best.is_none_or(|(_, s)| share > s) {
+                best = Some((def, share));
+            }
+        }
+    }
+    Ok(best)
 }
 
 /// Loads the checkpoint at `dir`, whatever its family: the network and its host side.
@@ -332,6 +375,14 @@ pub fn tower_sizes(model: &AnyVlm) -> Vec<(&'static str, usize)> {
 }
 
 impl AnyVlm {
+    /// config.json, last, and generation_config.json of the model with weights of type `dtype`.
+    ///
+    /// # Errors
+    /// The config has no JSON form.
+    pub fn config_files(&self, dtype: FloatDType) -> Result<TokenizerFiles> {
+        dispatch!(self, m => m.config_files(dtype))
+    }
+
     /// Writes the model as a checkpoint directory in Hugging Face layout: config.json, generation_config.json, weights.
     /// The processor's files (tokenizer, preprocessor) are not part of the model.
     ///

@@ -198,6 +198,14 @@ pub enum Verb {
         after_help = "Example:\n  medtune merge --model run/phantom/base --adapter run/phantom/adapter --out merged"
     )]
     Merge(MergeArgs),
+    /// Write a model as other programs load it: Hugging Face layout, any adapter folded in
+    ///
+    /// DIR is a checkpoint directory or a run directory; a run's adapter is folded into its base model, and copied as it
+    /// is beside the result. Before anything is written, the folded model must give the same logits as the adapted one.
+    #[command(
+        after_help = "Examples:\n  medtune export run/phantom --out exported\n  medtune export path/to/checkpoint --adapter path/to/adapter --out exported --dtype bfloat16"
+    )]
+    Export(ExportArgs),
     /// Look at the data of a recipe
     #[command(subcommand)]
     Data(DataVerb),
@@ -387,6 +395,62 @@ pub struct MergeArgs {
     pub out: PathBuf,
 }
 
+/// What `export` needs.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// Checkpoint directory or run directory
+    pub dir: PathBuf,
+    /// Adapter directory in PEFT layout [default: that of the run]
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Directory with other weights for the vision tower
+    #[arg(long, value_name = "DIR")]
+    pub vision_tower: Option<PathBuf>,
+    /// Type in the written files; auto is that of the checkpoint
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub dtype: Dtype,
+    /// Largest file, in GB
+    #[arg(long, default_value_t = 5.0, value_name = "GB")]
+    pub max_shard_size: f64,
+    /// Directory for the result
+    #[arg(long, short, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// What `models inspect` needs.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// Checkpoint directory in Hugging Face layout
+    pub dir: PathBuf,
+    /// Directory with other weights for the vision tower
+    #[arg(long, value_name = "DIR")]
+    pub vision_tower: Option<PathBuf>,
+    /// Load the weights as well, and say how long it took and how much memory it needed
+    #[arg(long)]
+    pub load: bool,
+    /// Type in which `--load` holds the weights; auto is that of the checkpoint
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub dtype: Dtype,
+}
+
+/// What `models synth` needs.
+#[derive(Debug, Clone, Args)]
+pub struct SynthArgs {
+    /// Shape: a preset of `medtune models`, with its family in front where two have it (`llava_med/tiny`)
+    pub preset: String,
+    /// Directory for the checkpoint
+    pub dir: PathBuf,
+    /// Seed of the weights
+    #[arg(long, default_value_t = 42, value_name = "N")]
+    pub seed: u64,
+    /// Type in the files; auto is that of the release
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub dtype: Dtype,
+    /// Directory whose tokenizer files are used instead of made-up ones
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+}
+
 /// Ways to look at data.
 #[derive(Debug, Subcommand)]
 pub enum DataVerb {
@@ -490,11 +554,19 @@ pub struct ExportArgs {
 /// Ways to look at models.
 #[derive(Debug, Subcommand)]
 pub enum ModelsVerb {
-    /// Family, sizes and tensors of a checkpoint, and whether it would load
-    Inspect {
-        /// Checkpoint directory in Hugging Face layout
-        dir: PathBuf,
-    },
+    /// Family, types, files and tensors of a checkpoint, whether it would load, and the memory it needs
+    ///
+    /// Exit code 1 if it would not load.
+    #[command(after_help = "Example:\n  medtune models inspect path/to/checkpoint --load")]
+    Inspect(InspectArgs),
+    /// Write a random checkpoint in the files, types and sizes of a release, to test loading, memory and speed
+    ///
+    /// Its answers mean nothing. Needs a few megabytes of memory and the disk space of the release; after an interrupt
+    /// the same command continues.
+    #[command(
+        after_help = "Examples:\n  medtune models synth v1.5-7b synth/llava_med\n  medtune models synth internvl/tiny synth/tiny"
+    )]
+    Synth(SynthArgs),
 }
 
 /// Ways to look at recipes.

@@ -354,6 +354,24 @@ pub(crate) fn write_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
     persist(temporary, path)
 }
 
+/// The bytes of a JSON file: indented, with a line feed at its end.
+///
+/// # Errors
+/// The value has no JSON form.
+pub fn json_file(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|e| no_json(Path::new("a JSON file"), e))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Writes several files to a directory, each whole or not at all, in order.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_files(dir: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {
+    files.iter().try_for_each(|(name, bytes)| write_atomic(&dir.join(name), bytes))
+}
+
 /// SHA-256 of a file in lower-case hexadecimal digits; of a directory, over the names and hashes of all files in it.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ mod datasets;
 mod dicom;
 mod eval;
 mod export;
+mod interchange;
 mod judge;
 mod llm;
 mod parity;

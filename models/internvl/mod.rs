@@ -24,12 +24,12 @@ use std::{
 use burn::{
     module::Module,
     nn::Linear,
-    tensor::{Device, Int, Tensor},
+    tensor::{Device, FloatDType, Int, Tensor},
 };
 
 use crate::{
     error::Result,
-    models::{AnyVlm, Compat, ModelDef, Preset, TokenizerDef},
+    models::{AnyVlm, Compat, ModelDef, Preset, Release, TokenizerDef, TokenizerFiles},
     nn::{
         attention::{AttentionMask, Columns},
         decoder::{DecoderContext, LayerCache},
@@ -42,7 +42,7 @@ use crate::{
         rope::Rope,
     },
     vlm::{Batch, IGNORE, Tower, Vlm},
-    weights::SaveOptions,
+    weights::{Layout, SaveOptions},
 };
 
 pub mod config;
@@ -93,9 +93,15 @@ pub static DEF: ModelDef = ModelDef {
         Ok((AnyVlm::InternVl(InternVl::new(&config, device)?), config.tokens_per_tile()))
     },
     shape: |dir, _options, device| InternVl::new(&InternVlConfig::open(dir)?, device).map(AnyVlm::InternVl),
+    weights: |dir, options| weights::open(dir, options),
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::InternVl),
     processor: |dir, _options| Ok(Box::new(InternVlProcessor::load(dir)?)),
     tokenizer: TokenizerDef { file: "tokenizer_config.json", train: processor::train_tokenizer },
+    release: Release {
+        layout: Layout::Safetensors,
+        max_shard_bytes: 5_000_000_000,
+        tokenizer: |preset, texts| processor::release_tokenizer(&InternVlConfig::preset(preset)?.llm_config, texts),
+    },
 };
 
 /// The modules of Phi-3 that `wrap_llm_lora` adapts.
@@ -199,6 +205,14 @@ impl InternVl {
     /// An unwritable directory, or a model with adapters.
     pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
         weights::save_dir(self, dir, options)
+    }
+
+    /// config.json and its companion; see [`weights::config_files`].
+    ///
+    /// # Errors
+    /// The config has no JSON form.
+    pub fn config_files(&self, dtype: FloatDType) -> Result<TokenizerFiles> {
+        weights::config_files(self, dtype)
     }
 
     fn head(&self) -> &Linear {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::config::InternVlConfig;
+use super::config::{InternVlConfig, LlmConfig, LlmKind};
 use crate::{
     error::{Error, Kind, Result},
     image::{
@@ -16,9 +16,10 @@ use crate::{
         tiling::Tiling,
     },
     models::TokenizerFiles,
+    run_dir::json_file,
     sample::Sample,
     text::{
-        bpe::train_sentencepiece,
+        bpe::{filled_sentencepiece, train_sentencepiece},
         mpt_chat::{IMAGE_CONTEXT, IMAGE_MARK, MptChat, expand_images},
         sentencepiece::SentencePiece,
         slow_tokenizer::SlowTokenizer,
@@ -36,6 +37,9 @@ const PADDING: [u8; 3] = [123, 116, 103];
 
 /// The tokens that `phi3-chat` needs; the first ends and fills texts.
 const ROLE_TOKENS: [&str; 5] = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"];
+/// The tokens that InternLM2 has behind its pieces.
+const CHAT_TOKENS: [&str; 6] =
+    ["<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>"];
 /// The tokens that InternVL adds to every language model.
 const IMAGE_TOKENS: [&str; 9] =
     ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"];
@@ -224,34 +228,50 @@ impl InternVlProcessor {
 /// As [`train_sentencepiece`].
 pub fn train_tokenizer(texts: &[String], vocab_size: usize) -> Result<TokenizerFiles> {
     let added = ROLE_TOKENS.len() + IMAGE_TOKENS.len();
-    let model = train_sentencepiece(texts, vocab_size.saturating_sub(added))?;
+    tokenizer_files(train_sentencepiece(texts, vocab_size.saturating_sub(added))?, &ROLE_TOKENS)
+}
+
+/// The files of a tokenizer with as many ids as `llm` has embeddings, most of them fillers.
+///
+/// # Errors
+/// As [`train_sentencepiece`].
+pub fn release_tokenizer(llm: &LlmConfig, texts: &[String]) -> Result<TokenizerFiles> {
+    let roles: &[&str] = if llm.kind() == Some(LlmKind::InternLm2) { &CHAT_TOKENS } else { &ROLE_TOKENS };
+    let pieces = llm.vocab_size.saturating_sub(roles.len() + IMAGE_TOKENS.len());
+    tokenizer_files(filled_sentencepiece(texts, pieces)?, roles)
+}
+
+fn tokenizer_files(model: Vec<u8>, roles: &[&str]) -> Result<TokenizerFiles> {
     let pieces = SentencePiece::from_bytes(&model)?.len();
-    let token = |content: &str, role: bool| {
-        json!({"content": content, "lstrip": false, "normalized": false, "rstrip": role, "single_word": false,
+    let phi3 = roles == ROLE_TOKENS;
+    let end = if phi3 { ROLE_TOKENS[0] } else { "</s>" };
+    let token = |content: &str, rstrip: bool| {
+        json!({"content": content, "lstrip": false, "normalized": false, "rstrip": rstrip, "single_word": false,
             "special": true})
     };
     let mut decoder = serde_json::Map::new();
     for (id, content) in ["<unk>", "<s>", "</s>"].iter().enumerate() {
         decoder.insert(id.to_string(), token(content, false));
     }
-    let roles = ROLE_TOKENS.iter().map(|t| (t, *t != ROLE_TOKENS[0]));
-    for (i, (content, role)) in roles.chain(IMAGE_TOKENS.iter().map(|t| (t, false))).enumerate() {
-        decoder.insert((pieces + i).to_string(), token(content, role));
+    let rows = roles.iter().map(|t| (t, phi3 && *t != end));
+    for (i, (content, rstrip)) in rows.chain(IMAGE_TOKENS.iter().map(|t| (t, false))).enumerate() {
+        decoder.insert((pieces + i).to_string(), token(content, rstrip));
     }
+    let special = [if phi3 { &[] } else { roles }, &IMAGE_TOKENS].concat();
     let config = json!({
         "add_bos_token": true,
         "add_eos_token": false,
         "added_tokens_decoder": decoder,
-        "additional_special_tokens": IMAGE_TOKENS,
+        "additional_special_tokens": special,
         "bos_token": "<s>",
         "clean_up_tokenization_spaces": false,
-        "eos_token": ROLE_TOKENS[0],
+        "eos_token": end,
         "legacy": false,
-        "pad_token": ROLE_TOKENS[0],
-        "tokenizer_class": "LlamaTokenizer",
+        "pad_token": end,
+        "tokenizer_class": if phi3 { "LlamaTokenizer" } else { "InternLM2Tokenizer" },
         "unk_token": "<unk>",
     });
-    Ok(vec![("tokenizer.model", model), ("tokenizer_config.json", format!("{config:#}\n").into_bytes())])
+    Ok(vec![("tokenizer.model", model), ("tokenizer_config.json", json_file(&config)?)])
 }
 
 impl Processor for InternVlProcessor {

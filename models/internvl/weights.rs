@@ -12,17 +12,21 @@ use super::{InternVl, InternVlConfig};
 use crate::{
     adapter::peft::attach_updates,
     error::{Error, Kind, Result},
-    models::LoadOptions,
+    models::{LoadOptions, TokenizerFiles},
     nn::visit::PathStack,
-    run_dir::write_atomic,
+    run_dir::{json_file, write_files},
     weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save, torch_dtype},
 };
 
-/// Loads a checkpoint directory. Adapters that the original's fine-tuning left un-merged in it are merged.
-///
-/// # Errors
-/// An unreadable or unsupported config, or weights that do not fit it.
-pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<InternVl> {
+/// A checkpoint directory, opened.
+struct Opened {
+    config: InternVlConfig,
+    checkpoint: Checkpoint,
+    /// Adapters that the original's fine-tuning left un-merged, with their ranks.
+    updates: [(Checkpoint, usize); 2],
+}
+
+fn opened(dir: &Path, options: &LoadOptions) -> Result<Opened> {
     let mut config = InternVlConfig::open(dir)?;
     if let Some(tower) = &options.vision_tower {
         return Err(Error::new(Kind::Config, "InternVL has its vision tower inside the checkpoint")
@@ -36,6 +40,23 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<In
         ("vision_model.", std::mem::take(&mut config.use_backbone_lora)),
     ];
     let updates = ranks.map(|(tower, r)| (take_updates(&mut checkpoint, tower, r), r));
+    Ok(Opened { config, checkpoint, updates })
+}
+
+/// The tensors of a checkpoint directory, without un-merged adapters.
+///
+/// # Errors
+/// An unreadable config or file, or a separate vision tower: there is none in this family.
+pub fn open(dir: &Path, options: &LoadOptions) -> Result<Checkpoint> {
+    Ok(opened(dir, options)?.checkpoint)
+}
+
+/// Loads a checkpoint directory. Adapters that the original's fine-tuning left un-merged in it are merged.
+///
+/// # Errors
+/// An unreadable or unsupported config, or weights that do not fit it.
+pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<InternVl> {
+    let Opened { config, checkpoint, updates } = opened(dir, options)?;
     let stored = checkpoint.info("mlp1.1.weight").map(|i| i.dtype);
     let dtype =
         options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(&checkpoint, d, device)));
@@ -104,21 +125,25 @@ impl ModuleMapper for LayerScales {
     }
 }
 
-/// Writes config.json, generation_config.json and the weights.
+/// generation_config.json and config.json.
 ///
 /// # Errors
-/// An unwritable directory, or a model with adapters.
-pub fn save_dir(model: &InternVl, dir: &Path, options: &SaveOptions) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let mut config = InternVlConfig { torch_dtype: Some(torch_dtype(options.dtype).into()), ..model.config().clone() };
-    config.llm_config.extra.insert("torch_dtype".into(), json!(torch_dtype(options.dtype)));
+/// The config has no JSON form.
+pub fn config_files(model: &InternVl, dtype: FloatDType) -> Result<TokenizerFiles> {
+    let dtype = torch_dtype(dtype);
+    let mut config = InternVlConfig { torch_dtype: Some(dtype.into()), ..model.config().clone() };
+    config.llm_config.extra.insert("torch_dtype".into(), json!(dtype));
     let generation = json!({ "pad_token_id": config.llm_config.pad_token_id });
-    let text = |value: serde_json::Value| format!("{value:#}\n").into_bytes();
-    let value =
-        serde_json::to_value(&config).map_err(|e| Error::new(Kind::Checkpoint, "config has no JSON form").source(e))?;
+    Ok(vec![("generation_config.json", json_file(&generation)?), ("config.json", json_file(&config)?)])
+}
+
+/// Writes the weights, generation_config.json and config.json.
+///
+/// # Errors
+/// An unwritable directory, or a model with adapters that were not merged.
+pub fn save_dir(model: &InternVl, dir: &Path, options: &SaveOptions) -> Result<()> {
     save(model, dir, options)?;
-    write_atomic(&dir.join("generation_config.json"), &text(generation))?;
-    write_atomic(&dir.join("config.json"), &text(value))
+    write_files(dir, &config_files(model, options.dtype)?)
 }
 
 #[cfg(test)]

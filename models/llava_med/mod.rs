@@ -6,12 +6,12 @@ use std::path::Path;
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
-    tensor::{Device, Int, Tensor},
+    tensor::{Device, FloatDType, Int, Tensor},
 };
 
 use crate::{
     error::{Error, Kind, Result},
-    models::{AnyVlm, ModelDef, Preset, TokenizerDef},
+    models::{AnyVlm, ModelDef, Preset, Release, TokenizerDef, TokenizerFiles},
     nn::{
         attention::Columns,
         decoder::{DecoderContext, DecoderLayer, LayerCache},
@@ -24,7 +24,7 @@ use crate::{
     },
     text::bpe::train_bpe,
     vlm::{Tower, Vlm},
-    weights::SaveOptions,
+    weights::{Layout, SaveOptions},
 };
 
 pub mod config;
@@ -65,6 +65,7 @@ pub static DEF: ModelDef = ModelDef {
         let (config, _) = weights::open_config(dir, options.vision_tower.as_deref())?;
         LlavaMed::new(&config, device).map(AnyVlm::LlavaMed)
     },
+    weights: |dir, options| Ok(weights::open(dir, options)?.1),
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::LlavaMed),
     processor: |dir, options| {
         let processor = processor::LlavaMedProcessor::load(dir, options.vision_tower.as_deref())?;
@@ -74,6 +75,11 @@ pub static DEF: ModelDef = ModelDef {
     tokenizer: TokenizerDef {
         file: "tokenizer.json",
         train: |texts, vocab_size| Ok(vec![("tokenizer.json", train_bpe(texts, vocab_size)?)]),
+    },
+    release: Release {
+        layout: Layout::Safetensors,
+        max_shard_bytes: 5_000_000_000,
+        tokenizer: |preset, texts| processor::release_tokenizer(texts, LlavaMedConfig::preset(preset)?.vocab_size),
     },
 };
 
@@ -171,6 +177,14 @@ impl LlavaMed {
     /// An unwritable directory, or a model with adapters.
     pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
         weights::save_dir(self, dir, options)
+    }
+
+    /// config.json and its companion; see [`weights::config_files`].
+    ///
+    /// # Errors
+    /// The config has no JSON form.
+    pub fn config_files(&self, dtype: FloatDType) -> Result<TokenizerFiles> {
+        weights::config_files(self, dtype)
     }
 
     /// The vision transformer.

@@ -12,15 +12,45 @@ pub use crate::text::merge::{IMAGE_TOKEN_INDEX, MergeRules, Merged, RawRow, merg
 use crate::{
     error::{Error, Kind, Result},
     image::{self, clip::ClipPreprocess},
+    models::TokenizerFiles,
     nn::vit::ClipVisionConfig,
+    run_dir::json_file,
     sample::Sample,
     text::{
+        bpe::filled_sentencepiece,
         chat::{self, IMAGE_MARK, Labelled},
         tokenizer::Tokenizer,
         turns::{check_marks, turns},
     },
     vlm::{Encoded, IGNORE, ImageSpan, Pixels, Processor},
 };
+
+/// `tokenizer.model` with `vocab_size` pieces, most of them fillers, and its `tokenizer_config.json`.
+///
+/// # Errors
+/// As [`train_sentencepiece`](crate::text::bpe::train_sentencepiece).
+pub fn release_tokenizer(texts: &[String], vocab_size: usize) -> Result<TokenizerFiles> {
+    let token = |content: &str| {
+        json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false,
+            "special": true})
+    };
+    let config = json!({
+        "add_bos_token": true,
+        "add_eos_token": false,
+        "added_tokens_decoder": { "0": token("<unk>"), "1": token("<s>"), "2": token("</s>") },
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "legacy": true,
+        "pad_token": "<unk>",
+        "padding_side": "right",
+        "tokenizer_class": "LlamaTokenizer",
+        "unk_token": "<unk>",
+    });
+    Ok(vec![
+        ("tokenizer.model", filled_sentencepiece(texts, vocab_size)?),
+        ("tokenizer_config.json", json_file(&config)?),
+    ])
+}
 
 /// What happens to a row that is longer than the model allows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result},
-    models::LoadOptions,
+    models::{LoadOptions, TokenizerFiles},
     nn::vit::ClipVisionConfig,
-    run_dir::write_atomic,
+    run_dir::{json_file, write_files},
     weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save, torch_dtype},
 };
 
@@ -36,14 +36,12 @@ pub fn open_config(dir: &Path, vision_tower: Option<&Path>) -> Result<(LlavaMedC
     Ok((config, tower))
 }
 
-/// Loads a checkpoint directory.
-///
-/// A separate tower's weights take the place of those in the checkpoint; a tower folder without weights gives only the
-/// shape.
+/// The tensors of a checkpoint directory, with those of a separate tower, if there is one, in the place of its own; a
+/// tower folder without weights gives only the shape.
 ///
 /// # Errors
-/// An unreadable or unsupported config, or weights that do not fit it.
-pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<LlavaMed> {
+/// An unreadable config or file.
+pub fn open(dir: &Path, options: &LoadOptions) -> Result<(LlavaMedConfig, Checkpoint)> {
     let (config, tower) = open_config(dir, options.vision_tower.as_deref())?;
     let mut checkpoint = Checkpoint::open(dir)?;
     if let Some(tower) = tower {
@@ -54,6 +52,15 @@ pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Ll
             (Err(_), false) => {}
         }
     }
+    Ok((config, checkpoint))
+}
+
+/// Loads a checkpoint directory.
+///
+/// # Errors
+/// An unreadable or unsupported config, or weights that do not fit it.
+pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<LlavaMed> {
+    let (config, checkpoint) = open(dir, options)?;
     let stored = checkpoint.info("model.embed_tokens.weight").map(|i| i.dtype);
     let dtype =
         options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(&checkpoint, d, device)));
@@ -120,19 +127,22 @@ pub fn init(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device)
     Ok(init_random(LlavaMed::new(&config, device)?, seed, std))
 }
 
-/// Writes config.json, generation_config.json and the weights. `vision_config` is added to config.json, so that the
-/// directory needs no other to be loaded.
+/// generation_config.json and config.json, which has `vision_config` added, so that the directory needs no other to be
+/// loaded.
 ///
 /// # Errors
-/// An unwritable directory, or a model with adapters.
-pub fn save_dir(model: &LlavaMed, dir: &Path, options: &SaveOptions) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let config = LlavaMedConfig { torch_dtype: Some(torch_dtype(options.dtype).into()), ..model.config().clone() };
+/// The config has no JSON form.
+pub fn config_files(model: &LlavaMed, dtype: FloatDType) -> Result<TokenizerFiles> {
+    let config = LlavaMedConfig { torch_dtype: Some(torch_dtype(dtype).into()), ..model.config().clone() };
     let generation = json!({ "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id });
-    let text = |value: serde_json::Value| format!("{value:#}\n").into_bytes();
-    let value =
-        serde_json::to_value(&config).map_err(|e| Error::new(Kind::Checkpoint, "config has no JSON form").source(e))?;
+    Ok(vec![("generation_config.json", json_file(&generation)?), ("config.json", json_file(&config)?)])
+}
+
+/// Writes the weights, generation_config.json and config.json.
+///
+/// # Errors
+/// An unwritable directory, or a model with adapters that were not merged.
+pub fn save_dir(model: &LlavaMed, dir: &Path, options: &SaveOptions) -> Result<()> {
     save(model, dir, options)?;
-    write_atomic(&dir.join("generation_config.json"), &text(generation))?;
-    write_atomic(&dir.join("config.json"), &text(value))
+    write_files(dir, &config_files(model, options.dtype)?)
 }

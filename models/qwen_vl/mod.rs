@@ -6,12 +6,12 @@ use std::path::Path;
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
-    tensor::{DType, Device, Int, Tensor, TensorData, activation::silu},
+    tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activation::silu},
 };
 
 use crate::{
     error::Result,
-    models::{AnyVlm, Compat, ModelDef, Preset, TokenizerDef},
+    models::{AnyVlm, Compat, ModelDef, Preset, Release, TokenizerDef, TokenizerFiles},
     nn::{
         attention::{AttentionMask, Columns},
         decoder::{DecoderContext, FusedHeads, LayerCache, fused_attention},
@@ -21,9 +21,12 @@ use crate::{
         parameter,
         rope::Rope,
     },
-    text::{qwen::SPECIALS, tiktoken},
+    text::{
+        qwen::{IMAGE_START, SPECIALS},
+        tiktoken,
+    },
     vlm::{Tower, Vlm},
-    weights::SaveOptions,
+    weights::{Layout, SaveOptions},
 };
 
 pub mod config;
@@ -59,6 +62,7 @@ pub static DEF: ModelDef = ModelDef {
         Ok((AnyVlm::QwenVl(QwenVl::new(&config, device)?), config.visual.n_queries))
     },
     shape: |dir, _options, device| QwenVl::new(&QwenVlConfig::open(dir)?, device).map(AnyVlm::QwenVl),
+    weights: |dir, options| weights::open(dir, options),
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::QwenVl),
     processor: |dir, _options| Ok(Box::new(processor::QwenVlProcessor::load(dir)?)),
     tokenizer: TokenizerDef {
@@ -66,6 +70,17 @@ pub static DEF: ModelDef = ModelDef {
         train: |texts, vocab_size| {
             let ranks = tiktoken::train(texts, vocab_size.saturating_sub(SPECIALS))?;
             Ok(vec![("qwen.tiktoken", ranks.into_bytes())])
+        },
+    },
+    release: Release {
+        layout: Layout::PyTorch,
+        max_shard_bytes: 2_000_000_000,
+        tokenizer: |preset, texts| {
+            let config = QwenVlConfig::preset(preset)?;
+            let room = config.vocab_size.saturating_sub(SPECIALS);
+            // The release has more embeddings than tokens; its config says where <img> is.
+            let ranks = config.visual.image_start_id.map_or(room, |id| id as usize - IMAGE_START);
+            Ok(vec![("qwen.tiktoken", tiktoken::train_filled(texts, ranks)?.into_bytes())])
         },
     },
 };
@@ -233,6 +248,14 @@ impl QwenVl {
     /// An unwritable directory, or a model with adapters that were not merged.
     pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
         weights::save_dir(self, dir, options)
+    }
+
+    /// config.json and its companion; see [`weights::config_files`].
+    ///
+    /// # Errors
+    /// The config has no JSON form.
+    pub fn config_files(&self, dtype: FloatDType) -> Result<TokenizerFiles> {
+        weights::config_files(self, dtype)
     }
 
     /// Rotary position of each query.

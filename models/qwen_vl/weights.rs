@@ -8,26 +8,33 @@ use serde_json::json;
 use super::{QwenVl, QwenVlConfig};
 use crate::{
     error::{Error, Kind, Result},
-    models::LoadOptions,
+    models::{LoadOptions, TokenizerFiles},
     nn::resampler::sincos_table,
-    run_dir::write_atomic,
+    run_dir::{json_file, write_files},
     weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save, torch_dtype},
 };
 
-/// Loads a checkpoint directory.
+/// The tensors of a checkpoint directory.
 ///
 /// # Errors
-/// An unreadable or unsupported config, a separate vision tower (there is none in this family), or weights that do not
-/// fit the config.
-pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<QwenVl> {
+/// An unreadable file, or a separate vision tower: there is none in this family.
+pub fn open(dir: &Path, options: &LoadOptions) -> Result<Checkpoint> {
     if let Some(tower) = &options.vision_tower {
         return Err(Error::new(Kind::Config, "Qwen-VL has no separate vision tower")
             .at("model.vision_tower")
             .found(tower.display())
             .help("remove model.vision_tower; the checkpoint holds the tower"));
     }
+    Checkpoint::open(dir)
+}
+
+/// Loads a checkpoint directory.
+///
+/// # Errors
+/// An unreadable or unsupported config, a separate vision tower, or weights that do not fit the config.
+pub fn load_dir(dir: &Path, options: &LoadOptions, device: &Device) -> Result<QwenVl> {
     let config = QwenVlConfig::open(dir)?;
-    let checkpoint = Checkpoint::open(dir)?;
+    let checkpoint = open(dir, options)?;
     let stored = checkpoint.info("transformer.wte.weight").map(|i| i.dtype);
     let dtype =
         options.dtype.unwrap_or_else(|| stored.map_or(FloatDType::F32, |d| default_dtype(&checkpoint, d, device)));
@@ -55,17 +62,21 @@ pub fn init(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device)
     Ok(model)
 }
 
-/// Writes config.json, generation_config.json and the weights.
+/// generation_config.json and config.json.
 ///
 /// # Errors
-/// An unwritable directory, or a model with adapters.
+/// The config has no JSON form.
+pub fn config_files(model: &QwenVl, dtype: FloatDType) -> Result<TokenizerFiles> {
+    let config = QwenVlConfig { torch_dtype: Some(torch_dtype(dtype).into()), ..model.config().clone() };
+    let generation = json!({ "chat_format": "chatml" });
+    Ok(vec![("generation_config.json", json_file(&generation)?), ("config.json", json_file(&config)?)])
+}
+
+/// Writes the weights, generation_config.json and config.json.
+///
+/// # Errors
+/// An unwritable directory, or a model with adapters that were not merged.
 pub fn save_dir(model: &QwenVl, dir: &Path, options: &SaveOptions) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let config = QwenVlConfig { torch_dtype: Some(torch_dtype(options.dtype).into()), ..model.config().clone() };
-    let value =
-        serde_json::to_value(&config).map_err(|e| Error::new(Kind::Checkpoint, "config has no JSON form").source(e))?;
-    let text = |value: serde_json::Value| format!("{value:#}\n").into_bytes();
     save(model, dir, options)?;
-    write_atomic(&dir.join("generation_config.json"), &text(json!({ "chat_format": "chatml" })))?;
-    write_atomic(&dir.join("config.json"), &text(value))
+    write_files(dir, &config_files(model, options.dtype)?)
 }

@@ -6,12 +6,12 @@ use std::path::Path;
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
-    tensor::{Device, Int, Tensor, activation::gelu, activation::gelu_approximate},
+    tensor::{Device, FloatDType, Int, Tensor, activation::gelu, activation::gelu_approximate},
 };
 
 use crate::{
     error::Result,
-    models::{AnyVlm, ModelDef, Preset, TokenizerDef},
+    models::{AnyVlm, ModelDef, Preset, Release, TokenizerDef, TokenizerFiles},
     nn::{
         attention::{Columns, attend},
         decoder::{DecoderContext, DecoderLayer, LayerCache},
@@ -22,7 +22,7 @@ use crate::{
         vit::PatchEmbedding,
     },
     vlm::{Tower, Vlm},
-    weights::SaveOptions,
+    weights::{Checkpoint, Layout, SaveOptions},
 };
 
 pub mod config;
@@ -49,9 +49,17 @@ pub static DEF: ModelDef = ModelDef {
         Ok((AnyVlm::SiglipQwen2(SiglipQwen2::new(&config, device)), config.tokens_per_image()))
     },
     shape: |dir, _, device| Ok(AnyVlm::SiglipQwen2(SiglipQwen2::new(&SiglipQwen2Config::open(dir)?, device))),
+    weights: |dir, _| Checkpoint::open(dir),
     load: |dir, options, device| weights::load_dir(dir, options, device).map(AnyVlm::SiglipQwen2),
     processor: |dir, _| Ok(Box::new(processor::SiglipQwen2Processor::load(dir)?)),
     tokenizer: TokenizerDef { file: "tokenizer.json", train: processor::train_tokenizer },
+    release: Release {
+        layout: Layout::Safetensors,
+        max_shard_bytes: 5_000_000_000,
+        tokenizer: |preset, texts| {
+            processor::train_tokenizer(texts, SiglipQwen2Config::preset(preset)?.text_config.vocab_size)
+        },
+    },
 };
 
 const TOWERS: &[Tower] = &[
@@ -222,6 +230,14 @@ impl SiglipQwen2 {
     /// An unwritable directory, or a model with adapters.
     pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
         weights::save_dir(self, dir, options)
+    }
+
+    /// config.json; see [`weights::config_files`].
+    ///
+    /// # Errors
+    /// The config has no JSON form.
+    pub fn config_files(&self, dtype: FloatDType) -> Result<TokenizerFiles> {
+        weights::config_files(self, dtype)
     }
 }
 

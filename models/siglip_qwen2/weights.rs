@@ -8,9 +8,9 @@ use serde_json::json;
 use super::{SiglipQwen2, SiglipQwen2Config};
 use crate::{
     error::{Error, Kind, Result},
-    models::LoadOptions,
-    run_dir::write_atomic,
-    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save},
+    models::{LoadOptions, TokenizerFiles},
+    run_dir::{json_file, write_files},
+    weights::{Checkpoint, SaveOptions, default_dtype, init_random, load, save, torch_dtype},
 };
 
 /// Loads a checkpoint directory.
@@ -38,24 +38,26 @@ pub fn init(preset: &str, vocab_size: Option<usize>, seed: u64, device: &Device)
     Ok(init_random(SiglipQwen2::new(&config, device), seed, config.text_config.initializer_range))
 }
 
-/// Writes config.json, preprocessor_config.json and the weights.
+/// config.json.
 ///
 /// # Errors
-/// An unwritable directory, or a model with adapters.
-pub fn save_dir(model: &SiglipQwen2, dir: &Path, options: &SaveOptions) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+/// The config has no JSON form.
+pub fn config_files(model: &SiglipQwen2, dtype: FloatDType) -> Result<TokenizerFiles> {
     let mut value = serde_json::to_value(model.config())
         .map_err(|e| Error::new(Kind::Checkpoint, "config has no JSON form").source(e))?;
-    let dtype = match options.dtype {
-        FloatDType::BF16 => "bfloat16",
-        FloatDType::F16 => "float16",
-        _ => "float32",
-    };
     value["architectures"] = json!(["LlavaForConditionalGeneration"]);
-    value["dtype"] = json!(dtype);
+    value["dtype"] = json!(torch_dtype(dtype));
     value["vision_config"]["model_type"] = json!("siglip_vision_model");
     value["vision_config"]["vision_use_head"] = json!(false);
     value["text_config"]["model_type"] = json!("qwen2");
+    Ok(vec![("config.json", json_file(&value)?)])
+}
+
+/// Writes the weights and config.json.
+///
+/// # Errors
+/// An unwritable directory, or a model with adapters that were not merged.
+pub fn save_dir(model: &SiglipQwen2, dir: &Path, options: &SaveOptions) -> Result<()> {
     save(model, dir, options)?;
-    write_atomic(&dir.join("config.json"), format!("{value:#}\n").as_bytes())
+    write_files(dir, &config_files(model, options.dtype)?)
 }

@@ -4,6 +4,7 @@ use burn::{
     module::Module,
     tensor::{DType, Device, Tensor},
 };
+use serde::Serialize;
 
 use crate::{
     error::{Error, Kind, Result},
@@ -11,31 +12,62 @@ use crate::{
     vlm::{Batch, Vlm},
 };
 
+/// How the merged model compares with the adapted one on probe inputs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Proof {
+    /// Largest difference of a logit.
+    pub max_difference: f32,
+    /// Largest magnitude of a logit.
+    pub max_logit: f32,
+    /// Share of tokens at which both predict the same next token.
+    pub same_prediction: f64,
+    /// Tokens compared.
+    pub tokens: usize,
+}
+
 /// Adds every update to its weight and removes it, then compares the logits of `probes` before and after.
 ///
 /// # Errors
 /// There is nothing to merge, or the merged model answers differently.
-pub fn merge<M: Vlm + Module>(model: M, probes: &[Batch], device: &Device) -> Result<M> {
+pub fn merge<M: Vlm + Module>(model: M, probes: &[Batch], device: &Device) -> Result<(M, Proof)> {
     if !named_params(&model).iter().any(|p| p.adapter) {
         return Err(Error::new(Kind::Checkpoint, "the model has no adapter to merge"));
     }
+    let half = holds_half(&model);
     let before: Vec<Tensor<2>> = probes.iter().map(|p| logits(&model, p, device)).collect();
     let merged = model.materialize();
+    let (mut proof, mut same) = (Proof::default(), 0);
     for (probe, before) in probes.iter().zip(before) {
-        let after = logits(&merged, probe, device);
-        let tolerance = if after.dtype() == DType::F32 { 1e-4 } else { 5e-2 };
-        let scale: f32 = before.clone().abs().max().into_scalar();
-        let worst: f32 = (after - before).abs().max().into_scalar();
-        // A merge that yields NaN must fail as well.
-        if worst.is_nan() || worst > tolerance * scale.max(1.0) {
-            return Err(Error::new(Kind::Numeric, "the merged model differs from the adapted one")
-                .at(probe.ids.join(", "))
-                .expected(format!("logits within {}", tolerance * scale.max(1.0)))
-                .found(format!("a difference of {worst}"))
-                .help("keep the adapter separate, or load the base in f32"));
-        }
+        same += check(probe, half, before, logits(&merged, probe, device), &mut proof)?;
     }
-    Ok(merged)
+    proof.same_prediction = same as f64 / proof.tokens.max(1) as f64;
+    Ok((merged, proof))
+}
+
+/// Adds a comparison to `proof` and returns the number of equal predictions.
+fn check(probe: &Batch, half: bool, before: Tensor<2>, after: Tensor<2>, proof: &mut Proof) -> Result<usize> {
+    // A sum in f32 rounds once; one that goes back into a half type moves every weight by up to half its spacing.
+    let tolerance = if half { 5e-2 } else { 1e-4 };
+    let scale: f32 = before.clone().abs().max().into_scalar();
+    let same = before.clone().argmax(1).equal(after.clone().argmax(1)).int().sum().into_scalar::<i32>();
+    proof.tokens += before.dims()[0];
+    let worst: f32 = (after - before).abs().max().into_scalar();
+    proof.max_difference = proof.max_difference.max(worst);
+    proof.max_logit = proof.max_logit.max(scale);
+    // A merge that yields NaN must fail as well.
+    if worst.is_nan() || worst > tolerance * scale.max(1.0) {
+        return Err(Error::new(Kind::Numeric, "the merged model differs from the adapted one")
+            .at(probe.ids.join(", "))
+            .expected(format!("logits within {}", tolerance * scale.max(1.0)))
+            .found(format!("a difference of {worst}"))
+            .help("keep the adapter separate, or load the base in f32 with `--dtype float32`"));
+    }
+    Ok(same as usize)
+}
+
+/// Whether a weight is of a half type.
+fn holds_half<M: Module>(model: &M) -> bool {
+    named_params(model).iter().any(|p| p.linear_weight && matches!(p.dtype, Some(DType::BF16 | DType::F16)))
 }
 
 /// Logits at every real token.

@@ -1,11 +1,9 @@
 //! Verbs that list and explain what is built in.
 
-use std::path::Path;
-
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{columns, emit, first_line, print};
+use super::{columns, count, emit, first_line, print};
 use crate::{
     cli::Global,
     config::{Config, inline},
@@ -21,7 +19,6 @@ use crate::{
     registry,
     source::Source,
     stage::STAGES,
-    weights::Checkpoint,
 };
 
 /// Something that has a name.
@@ -168,48 +165,6 @@ fn adapter_targets(table: &[models::ModelRow]) -> Vec<Vec<String>> {
         }
     }
     rows
-}
-
-/// A number with its order of magnitude.
-fn count(n: usize) -> String {
-    let x = n as f64;
-    match n {
-        0..10_000 => n.to_string(),
-        10_000..10_000_000 => format!("{:.1}k", x / 1e3),
-        10_000_000..10_000_000_000 => format!("{:.1}M", x / 1e6),
-        _ => format!("{:.1}G", x / 1e9),
-    }
-}
-
-/// Reads a checkpoint directory without loading its weights.
-pub(super) fn inspect(global: &Global, dir: &Path) -> Result<()> {
-    let family = models::detect(dir)?;
-    let weights = Checkpoint::open(dir)?;
-    let tensors: Vec<_> = weights
-        .names()
-        .filter_map(|name| weights.info(name).map(|info| (name, info)))
-        .map(|(name, info)| json!({ "name": name, "shape": info.shape, "dtype": info.dtype.name() }))
-        .collect();
-    let parameters: usize =
-        weights.names().filter_map(|n| weights.info(n)).map(|i| i.shape.iter().product::<usize>()).sum();
-    let processor = models::processor(dir, &models::LoadOptions::default());
-    let host = match &processor {
-        Ok(processor) => processor.signature(),
-        Err(e) => json!({ "error": e.to_string() }),
-    };
-    let value = json!({
-        "dir": dir, "family": family.name, "parameters": parameters, "tensors": tensors, "processor": host,
-    });
-    emit(global, &value, || {
-        let mut rows = vec![
-            vec!["family".into(), format!("{} ({})", family.name, family.about)],
-            vec!["parameters".into(), format!("{} in {} tensors", count(parameters), tensors.len())],
-        ];
-        for (key, value) in host.as_object().into_iter().flatten() {
-            rows.push(vec![key.clone(), value.as_str().map_or_else(|| value.to_string(), String::from)]);
-        }
-        format!("{}\nevery tensor: --json", columns(&rows))
-    })
 }
 
 pub(super) fn datasets(global: &Global) -> Result<()> {

@@ -18,11 +18,14 @@ mod catalogue;
 mod data;
 mod dry;
 mod get;
+mod export;
+mod inspect;
 mod machine;
 mod mock;
 mod model;
 mod run;
 mod score;
+mod synth;
 mod trace;
 
 /// Does what the command line asks for.
@@ -45,7 +48,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Ablate(args) => ablate::ablate(g, &args),
         Verb::Plan(args) => run::plan(g, &args),
         Verb::Generate(args) => model::answer(g, &args),
-        Verb::Merge(args) => model::fold(g, &args),
+        Verb::Merge(args) => export::fold(g, &args),
+        Verb::Export(args) => export::export(g, &args),
         Verb::Data(DataVerb::Check(args)) => data::check(g, &args),
         Verb::Data(DataVerb::Show { recipe, row }) => data::show(g, &recipe, row),
         Verb::Data(DataVerb::Leak(args)) => data::leak(g, &args),
@@ -55,8 +59,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Data(DataVerb::Export(args)) => data::export(g, &args),
         Verb::Data(DataVerb::Card { run }) => data::card(g, &run),
         Verb::Models { verb: None } => catalogue::models(g),
-        Verb::Models { verb: Some(ModelsVerb::Inspect { dir }) } => catalogue::inspect(g, &dir),
         Verb::Metrics => catalogue::metrics(g),
+        Verb::Models { verb: Some(ModelsVerb::Inspect(args)) } => inspect::inspect(g, &args),
+        Verb::Models { verb: Some(ModelsVerb::Synth(args)) } => synth::synth(g, &args),
         Verb::Datasets => catalogue::datasets(g),
         Verb::Recipes { verb: None } => catalogue::recipes(g),
         Verb::Recipes { verb: Some(RecipesVerb::Show { name }) } => catalogue::recipe(g, &name),
@@ -136,6 +141,27 @@ fn columns(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// A number with its order of magnitude.
+fn count(n: usize) -> String {
+    let x = n as f64;
+    match n {
+        0..10_000 => n.to_string(),
+        10_000..10_000_000 => format!("{:.1}k", x / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1}M", x / 1e6),
+        _ => format!("{:.1}G", x / 1e9),
+    }
+}
+
+/// A number of bytes in decimal units.
+fn bytes(n: u64) -> String {
+    let x = n as f64;
+    match n {
+        0..1_000_000 => format!("{:.1} kB", x / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", x / 1e6),
+        _ => format!("{:.2} GB", x / 1e9),
+    }
 }
 
 /// First line of a doc text.

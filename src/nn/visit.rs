@@ -80,6 +80,8 @@ pub struct NamedParam {
     pub linear_weight: bool,
     /// Whether it belongs to an adapter.
     pub adapter: bool,
+    /// Whether it belongs to a norm.
+    pub norm: bool,
 }
 
 impl NamedParam {
@@ -129,6 +131,7 @@ impl ModuleVisitor for Names {
             require_grad: ready && param.is_require_grad(),
             linear_weight: self.path.is_linear_weight(),
             adapter: self.path.is_adapter(),
+            norm: self.path.is_norm(),
         });
     }
 

@@ -193,7 +193,7 @@ fn write(
 fn write_model(dir: &RunDir, ctx: &Ctx, base: &Path, config: &ModelConfig, finished: &Finished<AnyVlm>) -> Result<()> {
     let mut model = finished.model.valid();
     if finished.trained.iter().any(|t| t.lora) {
-        model = merge::merge(model, &[], &ctx.device)?;
+        (model, _) = merge::merge(model, &[], &ctx.device)?;
     }
     let (place, beside) = (dir.path("model"), dir.path(".tmp-model"));
     dir.remove(".tmp-model")?;

@@ -44,7 +44,26 @@ pub fn train_bpe<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, vocab_size: 
 /// As [`train_bpe`].
 pub fn train_sentencepiece<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, vocab_size: usize) -> Result<Vec<u8>> {
     let (vocab, _) = train(texts, vocab_size)?;
+    Ok(sentencepiece(&vocab))
+}
+
+/// As [`train_sentencepiece`], for a vocabulary of exactly `vocab_size` pieces: what the texts do not give is filled up
+/// with pieces that no text contains.
+///
+/// # Errors
+/// As [`train_bpe`].
+pub fn filled_sentencepiece<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, vocab_size: usize) -> Result<Vec<u8>> {
+    let (mut vocab, _) = train(texts, vocab_size)?;
+    vocab.extend((vocab.len()..vocab_size).map(|id| format!("{FILLER}{id}]")));
+    Ok(sentencepiece(&vocab))
+}
+
+/// Beginning of pieces that fill a vocabulary up.
+const FILLER: &str = "[UNUSED_TOKEN_";
+
+fn sentencepiece(vocab: &[String]) -> Vec<u8> {
     let kind = |text: &str| match text {
+        _ if text.starts_with(FILLER) => kind::UNUSED,
         "<unk>" => kind::UNKNOWN,
         "<s>" | "</s>" => kind::CONTROL,
         _ if text.len() == 6 && text.starts_with("<0x") => kind::BYTE,
@@ -71,7 +90,7 @@ pub fn train_sentencepiece<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, vo
             ..Default::default()
         }),
     };
-    Ok(model.encode_to_vec())
+    model.encode_to_vec()
 }
 
 /// Vocabulary in id order, and the merges that are in it.

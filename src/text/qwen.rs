@@ -18,6 +18,9 @@ const ENDOFTEXT: &str = "<|endoftext|>";
 /// Special tokens behind the ranks.
 pub const SPECIALS: usize = 3 + EXTRAS + VISION.len();
 
+/// Special tokens in front of `<img>`.
+pub const IMAGE_START: usize = 3 + EXTRAS + 6;
+
 const EXTRAS: usize = 205;
 const VISION: [&str; 9] = ["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"];
 

@@ -307,6 +307,29 @@ pub fn train<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, ranks: usize) ->
     Ok(pieces.iter().enumerate().map(line).collect())
 }
 
+/// As [`train`], for a vocabulary of exactly `ranks` pieces: what the texts do not give is filled up with pairs and
+/// triples of bytes. The result encodes every text, if not as shortly as it could.
+///
+/// # Errors
+/// As [`train`], or more ranks than there are triples.
+pub fn train_filled<S: AsRef<str>>(texts: impl IntoIterator<Item = S>, ranks: usize) -> Result<String> {
+    let mut file = train(texts, ranks)?;
+    let mut known: HashSet<String> = file.lines().filter_map(|l| l.split(' ').next()).map(str::to_string).collect();
+    let pairs = (0..=255u8).flat_map(|a| (0..=255u8).map(move |b| vec![a, b]));
+    let triples = (0..=255u8).flat_map(|a| (0..=255u8).flat_map(move |b| (0..=255u8).map(move |c| vec![a, b, c])));
+    for piece in pairs.chain(triples) {
+        if known.len() == ranks {
+            break;
+        }
+        let text = base64::engine::general_purpose::STANDARD.encode(piece);
+        let line = format!("{text} {}\n", known.len());
+        if known.insert(text) {
+            file.push_str(&line);
+        }
+    }
+    Ok(file)
+}
+
 /// Bytes as released vocabularies order them: printable ones first.
 fn byte_order() -> impl Iterator<Item = u8> {
     let printable = |b: &u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
@@ -448,6 +471,15 @@ mod tests {
         assert!(train(texts, 255).is_err());
         let ids = t.encode("Überraschung 7", AllowedSpecial::None);
         assert_eq!(t.decode(&ids, InvalidUtf8::Strict).unwrap(), "Überraschung 7");
+    }
+
+    #[test]
+    fn a_filled_vocabulary_has_its_size_and_encodes() {
+        let file = train_filled(["the nodule", "the nodule"], 70_000).unwrap();
+        let t = Tiktoken::parse(&file, vec![]).unwrap();
+        assert_eq!(t.n_ranks(), 70_000);
+        let ids = t.encode("Überraschung: the nodule", AllowedSpecial::None);
+        assert_eq!(t.decode(&ids, InvalidUtf8::Strict).unwrap(), "Überraschung: the nodule");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod config;
 pub mod live;
 pub mod log;
 pub mod loss;
+pub mod memory;
 pub mod optimizer;
 pub mod params;
 pub mod schedule;

@@ -6,6 +6,7 @@ use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{DType, Device, FloatDType, Tensor, TensorData},
 };
+use serde::Serialize;
 
 use super::{
     keeps_half,
@@ -41,38 +42,65 @@ pub fn load<M: Module>(module: M, checkpoint: &Checkpoint, dtype: FloatDType, pr
     loader.failure.map_or(Ok(module), Err)
 }
 
-fn check<M: Module>(module: &M, checkpoint: &Checkpoint) -> Result<()> {
+/// How the tensors of a checkpoint fit a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Fit {
+    /// Parameters of the model without a tensor.
+    pub missing: Vec<String>,
+    /// Tensors that the model has no parameter for.
+    pub unused: Vec<String>,
+    /// Tensors of another shape, with both shapes.
+    pub wrong_shape: Vec<String>,
+    /// Buffers of older exports, which are computed here.
+    pub ignored: Vec<String>,
+}
+
+impl Fit {
+    /// Whether the checkpoint can be loaded.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty() && self.unused.is_empty() && self.wrong_shape.is_empty()
+    }
+}
+
+/// Compares names and shapes; nothing is read or allocated.
+#[must_use]
+pub fn compare<M: Module>(module: &M, checkpoint: &Checkpoint) -> Fit {
     let params = named_params(module);
     let wanted: BTreeMap<&str, Vec<usize>> =
         params.iter().filter(|p| !p.adapter).map(|p| (p.name.as_str(), p.checkpoint_shape())).collect();
-    let ignored = |name: &str| IGNORED.iter().any(|suffix| name.ends_with(suffix));
-    let found: BTreeSet<&str> = checkpoint.names().filter(|n| !ignored(n)).collect();
-    let missing: Vec<&str> = wanted.keys().filter(|n| !found.contains(*n)).copied().collect();
-    let unused: Vec<&str> = found.iter().filter(|n| !wanted.contains_key(*n)).copied().collect();
-    let wrong: Vec<String> = wanted
-        .iter()
-        .filter_map(|(name, shape)| {
-            let info = checkpoint.info(name)?;
-            (info.shape != *shape).then(|| format!("{name} (expected {shape:?}, found {:?})", info.shape))
-        })
-        .collect();
-    let mut complaints = Vec::new();
-    for (what, names) in [
-        ("missing", missing.iter().map(ToString::to_string).collect::<Vec<_>>()),
-        ("unused", unused.iter().map(ToString::to_string).collect()),
-        ("wrong shape", wrong),
-    ] {
-        if !names.is_empty() {
-            complaints.push(format!("{} {what}: {}", names.len(), listing(&names)));
-        }
+    let is_buffer = |name: &str| IGNORED.iter().any(|suffix| name.ends_with(suffix));
+    let (ignored, found): (BTreeSet<&str>, BTreeSet<&str>) = checkpoint.names().partition(|n| is_buffer(n));
+    let owned = |names: Vec<&str>| names.into_iter().map(str::to_string).collect();
+    Fit {
+        missing: owned(wanted.keys().filter(|n| !found.contains(*n)).copied().collect()),
+        unused: owned(found.iter().filter(|n| !wanted.contains_key(*n)).copied().collect()),
+        wrong_shape: wanted
+            .iter()
+            .filter_map(|(name, shape)| {
+                let info = checkpoint.info(name)?;
+                (info.shape != *shape).then(|| format!("{name} (expected {shape:?}, found {:?})", info.shape))
+            })
+            .collect(),
+        ignored: owned(ignored.into_iter().collect()),
     }
+}
+
+fn check<M: Module>(module: &M, checkpoint: &Checkpoint) -> Result<()> {
+    let fit = compare(module, checkpoint);
+    let complaints: Vec<String> =
+        [("missing", &fit.missing), ("unused", &fit.unused), ("wrong shape", &fit.wrong_shape)]
+            .into_iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(what, names)| format!("{} {what}: {}", names.len(), listing(names)))
+            .collect();
     if complaints.is_empty() {
         return Ok(());
     }
     Err(Error::new(Kind::Checkpoint, "the checkpoint does not fit the model")
         .at(checkpoint.origin().display())
         .found(complaints.join("; "))
-        .help("use the weights that belong to this config.json"))
+        .help("use the weights that belong to this config.json; `medtune models inspect DIR` shows the files"))
 }
 
 /// The tensor `name` on `device`, transposed if `linear_weight`.

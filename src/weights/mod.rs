@@ -7,13 +7,16 @@
 mod convert;
 mod init;
 mod load;
+mod pickle;
 mod read;
 mod save;
+mod synth;
 
 pub use init::init_random;
-pub use load::{load, tensor_from};
+pub use load::{Fit, compare, load, tensor_from};
 pub use read::{Checkpoint, TensorInfo};
-pub use save::{SaveOptions, save};
+pub use save::{Layout, SaveOptions, save};
+pub use synth::{Synth, Synthesised};
 
 use burn::tensor::{DType, Device, FloatDType};
 use schemars::JsonSchema;

@@ -37,10 +37,107 @@ impl Default for SaveOptions {
     }
 }
 
-struct Shard {
-    file: String,
-    header: serde_json::Map<String, serde_json::Value>,
-    bytes: u64,
+/// Files that a checkpoint consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `model.safetensors`, or shards with `model.safetensors.index.json`.
+    Safetensors,
+    /// `pytorch_model.bin`, or shards with `pytorch_model.bin.index.json`.
+    PyTorch,
+}
+
+impl Layout {
+    fn file(self, index: usize, count: usize) -> String {
+        let (stem, end) = match self {
+            Self::Safetensors => ("model", "safetensors"),
+            Self::PyTorch => ("pytorch_model", "bin"),
+        };
+        match count {
+            1 => format!("{stem}.{end}"),
+            _ => format!("{stem}-{:05}-of-{count:05}.{end}", index + 1),
+        }
+    }
+
+    /// Name of the index of the shards.
+    #[must_use]
+    pub fn index(self) -> &'static str {
+        match self {
+            Self::Safetensors => "model.safetensors.index.json",
+            Self::PyTorch => "pytorch_model.bin.index.json",
+        }
+    }
+}
+
+/// One file of a checkpoint.
+#[derive(Debug, Clone)]
+pub(super) struct Shard {
+    /// Its name.
+    pub(super) file: String,
+    /// Its tensors in order.
+    pub(super) tensors: Vec<NamedParam>,
+    /// Bytes of its tensors.
+    pub(super) bytes: u64,
+}
+
+/// Spreads `params` over files of at most `max_shard_bytes`, in order, as transformers does.
+pub(super) fn shards(params: Vec<NamedParam>, size: u64, max_shard_bytes: u64, layout: Layout) -> Vec<Shard> {
+    let mut shards: Vec<Shard> = Vec::new();
+    for param in params {
+        let bytes = param.num_elements() as u64 * size;
+        match shards.last_mut() {
+            Some(shard) if shard.bytes + bytes <= max_shard_bytes => {
+                shard.tensors.push(param);
+                shard.bytes += bytes;
+            }
+            _ => shards.push(Shard { file: String::new(), tensors: vec![param], bytes }),
+        }
+    }
+    let count = shards.len();
+    for (i, shard) in shards.iter_mut().enumerate() {
+        shard.file = layout.file(i, count);
+    }
+    shards
+}
+
+/// The index of `shards`; none for a single file.
+pub(super) fn index(shards: &[Shard]) -> Option<String> {
+    let names = |s: &'_ Shard| s.tensors.iter().map(|t| (t.name.clone(), s.file.clone())).collect::<Vec<_>>();
+    let weight_map: BTreeMap<String, String> = shards.iter().flat_map(names).collect();
+    let total: u64 = shards.iter().map(|s| s.bytes).sum();
+    let text = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    (shards.len() > 1).then(|| format!("{text:#}\n"))
+}
+
+/// Name in safetensors headers, and bytes of a value.
+pub(super) fn stored_as(dtype: FloatDType) -> Result<(&'static str, u64)> {
+    match dtype {
+        FloatDType::F32 => Ok(("F32", 4)),
+        FloatDType::BF16 => Ok(("BF16", 2)),
+        FloatDType::F16 => Ok(("F16", 2)),
+        other => {
+            let error = Error::new(Kind::Checkpoint, "cannot save weights in this type");
+            Err(error.expected("f32, bf16 or f16").found(format!("{other:?}")))
+        }
+    }
+}
+
+/// What stands in front of the tensors of a safetensors file.
+pub(super) fn header(shard: &Shard, dtype: FloatDType, notes: &[(&str, String)]) -> Result<Vec<u8>> {
+    let (name, size) = stored_as(dtype)?;
+    let mut metadata = serde_json::Map::from_iter([("format".to_string(), json!("pt"))]);
+    metadata.extend(notes.iter().map(|(key, value)| ((*key).to_string(), json!(value))));
+    let mut header = serde_json::Map::from_iter([("__metadata__".to_string(), json!(metadata))]);
+    let mut start = 0;
+    for tensor in &shard.tensors {
+        let end = start + tensor.num_elements() as u64 * size;
+        let entry = json!({ "dtype": name, "shape": tensor.checkpoint_shape(), "data_offsets": [start, end] });
+        header.insert(tensor.name.clone(), entry);
+        start = end;
+    }
+    let mut text = serde_json::Value::Object(header).to_string();
+    // the data then starts at a multiple of 8, as readers that map the file expect
+    text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+    Ok([(text.len() as u64).to_le_bytes().as_slice(), text.as_bytes()].concat())
 }
 
 /// Writes the parameters of `module` to `dir` as `model.safetensors`, or as shards with
@@ -52,15 +149,9 @@ struct Shard {
 pub fn save<M: Module>(module: &M, dir: &Path, options: &SaveOptions) -> Result<()> {
     let shards = plan(module, options)?;
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let index = dir.join("model.safetensors.index.json");
-    let weight_map: BTreeMap<&str, &str> =
-        shards.iter().flat_map(|s| s.header.keys().map(|name| (name.as_str(), s.file.as_str()))).collect();
-    let total: u64 = shards.iter().map(|s| s.bytes).sum();
-    let text = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-
     let mut writer = Writer {
         dir,
-        dtype: options.dtype,
+        options,
         shards: &shards,
         next: 0,
         left: 0,
@@ -72,62 +163,30 @@ pub fn save<M: Module>(module: &M, dir: &Path, options: &SaveOptions) -> Result<
     if let Some(error) = writer.failure {
         return Err(error);
     }
-    if shards.len() == 1 {
-        return match fs::remove_file(&index) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&index, e)),
+    let place = dir.join(Layout::Safetensors.index());
+    match index(&shards) {
+        Some(text) => write_atomic(&place, text.as_bytes()),
+        None => match fs::remove_file(&place) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&place, e)),
             _ => Ok(()),
-        };
+        },
     }
-    write_atomic(&index, format!("{text:#}\n").as_bytes())
 }
 
 fn plan<M: Module>(module: &M, options: &SaveOptions) -> Result<Vec<Shard>> {
-    let (dtype, size) = match options.dtype {
-        FloatDType::F32 => ("F32", 4),
-        FloatDType::BF16 => ("BF16", 2),
-        FloatDType::F16 => ("F16", 2),
-        other => {
-            let error = Error::new(Kind::Checkpoint, "cannot save weights in this type");
-            return Err(error.expected("f32, bf16 or f16").found(format!("{other:?}")));
-        }
-    };
-    let mut shards: Vec<Shard> = Vec::new();
-    for param in named_params(module) {
-        if param.adapter {
-            return Err(Error::new(Kind::Checkpoint, "the model still has an adapter")
-                .at(param.name)
-                .help("merge the adapter before saving the model, or save the adapter alone"));
-        }
-        let bytes = param.num_elements() as u64 * size;
-        match shards.last_mut() {
-            Some(shard) if shard.bytes + bytes <= options.max_shard_bytes => add(shard, &param, dtype, bytes),
-            _ => {
-                let mut shard = Shard { file: String::new(), header: serde_json::Map::new(), bytes: 0 };
-                add(&mut shard, &param, dtype, bytes);
-                shards.push(shard);
-            }
-        }
+    let (_, size) = stored_as(options.dtype)?;
+    let params = named_params(module);
+    match params.iter().find(|p| p.adapter) {
+        Some(first) => Err(Error::new(Kind::Checkpoint, "the model still has an adapter")
+            .at(&first.name)
+            .help("merge the adapter before saving the model, or save the adapter alone")),
+        None => Ok(shards(params, size, options.max_shard_bytes, Layout::Safetensors)),
     }
-    let count = shards.len();
-    for (i, shard) in shards.iter_mut().enumerate() {
-        shard.file = match count {
-            1 => "model.safetensors".into(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-        };
-    }
-    Ok(shards)
-}
-
-fn add(shard: &mut Shard, param: &NamedParam, dtype: &str, bytes: u64) {
-    let offsets = [shard.bytes, shard.bytes + bytes];
-    let entry = json!({ "dtype": dtype, "shape": param.checkpoint_shape(), "data_offsets": offsets });
-    shard.header.insert(param.name.clone(), entry);
-    shard.bytes += bytes;
 }
 
 struct Writer<'a> {
     dir: &'a Path,
-    dtype: FloatDType,
+    options: &'a SaveOptions,
     shards: &'a [Shard],
     /// Shard that is opened next.
     next: usize,
@@ -151,7 +210,7 @@ impl Writer<'_> {
                 .found(format!("{:?}", data.dtype()))
         })?;
         drop(data);
-        values = values.cast(self.dtype);
+        values = values.cast(self.options.dtype);
         if self.path.is_linear_weight() && !turned {
             values = values.transpose(shape[0], shape[1]);
         }
@@ -174,18 +233,11 @@ impl Writer<'_> {
 
     fn open(&mut self) -> Result<()> {
         let shard = &self.shards[self.next];
-        let mut header = serde_json::Map::new();
-        header.insert("__metadata__".into(), json!({ "format": "pt" }));
-        header.extend(shard.header.iter().map(|(k, v)| (k.clone(), v.clone())));
-        let mut text = serde_json::Value::Object(header).to_string();
-        // the data then starts at a multiple of 8, as readers that map the file expect
-        text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
-        let mut out = BufWriter::with_capacity(1 << 20, temporary_for(&self.dir.join(&shard.file))?);
-        out.write_all(&(text.len() as u64).to_le_bytes())
-            .and_then(|()| out.write_all(text.as_bytes()))
-            .map_err(|e| Error::io(self.dir.join(&shard.file), e))?;
+        let path = self.dir.join(&shard.file);
+        let mut out = BufWriter::with_capacity(1 << 20, temporary_for(&path)?);
+        out.write_all(&header(shard, self.options.dtype, &[])?).map_err(|e| Error::io(path, e))?;
         self.out = Some(out);
-        self.left = shard.header.len();
+        self.left = shard.tensors.len();
         self.next += 1;
         Ok(())
     }

@@ -404,7 +404,7 @@ impl<'a> Scenario<'a> {
     fn merged(&self, checks: &mut Checks) {
         let adapted = self.adapted();
         let before = values(self.logits(&adapted, &self.whole()));
-        let merged = merge::merge(adapted, &[self.whole()], &self.device).unwrap();
+        let merged = merge::merge(adapted, &[self.whole()], &self.device).unwrap().0;
         checks.close(&self.what("logits after merging"), &values(self.logits(&merged, &self.whole())), &before, LOGITS);
         let dir = tempfile::tempdir().unwrap();
         merged.save(dir.path(), &SaveOptions::default()).unwrap();

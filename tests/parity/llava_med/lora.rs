@@ -250,7 +250,7 @@ impl Fixture {
 
     fn forward(&self, checks: &mut Checks) {
         let model = self.adapted();
-        let merged = merge::merge(self.adapted(), &[self.whole(&model)], &self.device).unwrap();
+        let merged = merge::merge(self.adapted(), &[self.whole(&model)], &self.device).unwrap().0;
         for name in self.tensors.names() {
             let Some(rest) = name.strip_prefix("forward.") else { continue };
             if rest.starts_with("batch.") {
@@ -304,7 +304,7 @@ impl Fixture {
     fn merged(&self, checks: &mut Checks) {
         let model = self.adapted();
         let probe = self.whole(&model);
-        let merged = merge::merge(model, &[probe], &self.device).unwrap();
+        let merged = merge::merge(model, &[probe], &self.device).unwrap().0;
         assert!(named_params(&merged).iter().all(|p| !p.adapter));
         let dir = tempfile::tempdir().unwrap();
         merged.save(dir.path(), &medtune::weights::SaveOptions::default()).unwrap();

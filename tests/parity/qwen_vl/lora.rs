@@ -151,7 +151,7 @@ impl Fixture {
 
     fn forward(&self, checks: &mut Checks, dir: &str) {
         let plain = self.adapted(dir);
-        let merged = merge::merge(self.adapted(dir), &[self.case("text").batch], &self.device).unwrap();
+        let merged = merge::merge(self.adapted(dir), &[self.case("text").batch], &self.device).unwrap().0;
         for name in self.forward.names() {
             let Some(id) = name.strip_suffix(".adapter_logits") else { continue };
             let case = self.case(id);
@@ -165,7 +165,7 @@ impl Fixture {
     }
 
     fn merged(&self, checks: &mut Checks, dir: &str) {
-        let model = merge::merge(self.adapted(dir), &[self.case("text").batch], &self.device).unwrap();
+        let model = merge::merge(self.adapted(dir), &[self.case("text").batch], &self.device).unwrap().0;
         let saved = tempfile::tempdir().unwrap();
         model.save(saved.path(), &SaveOptions::default()).unwrap();
         let saved = Tensors::open(&saved.path().join("model.safetensors"));
