@@ -50,8 +50,9 @@ pub struct ModelConfig {
     pub preset: String,
     /// Directory with other weights for the vision tower.
     pub vision_tower: Option<PathBuf>,
-    /// Type in which weights are held and written: `auto` (that of the checkpoint), `float32`, `bfloat16` or
-    /// `float16`. What is trained is always float32 in memory.
+    /// Type in which weights are held and written: `float32`, `bfloat16`, `float16`, or `auto`, which is that of the
+    /// checkpoint, except that the CPU holds a checkpoint of less than 2 GB in float32. What is trained in full is
+    /// always float32 in memory.
     pub dtype: Dtype,
     /// Behaviour of the originals that harms, for reproducing their numbers.
     pub compat: Compat,

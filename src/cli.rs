@@ -303,7 +303,7 @@ pub struct CheckpointArgs {
     /// Directory with other weights for the vision tower
     #[arg(long, value_name = "DIR")]
     pub vision_tower: Option<PathBuf>,
-    /// Type in which the weights are held; auto is that of the checkpoint
+    /// Type in which the weights are held; auto is that of the checkpoint, or float32 for a small one on the CPU
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: Dtype,
 }
@@ -406,7 +406,7 @@ pub struct ExportArgs {
     /// Directory with other weights for the vision tower
     #[arg(long, value_name = "DIR")]
     pub vision_tower: Option<PathBuf>,
-    /// Type in the written files; auto is that of the checkpoint
+    /// Type in the written files; auto is that of the checkpoint, or that in which an adapter was folded in
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: Dtype,
     /// Largest file, in GB
@@ -428,7 +428,7 @@ pub struct InspectArgs {
     /// Load the weights as well, and say how long it took and how much memory it needed
     #[arg(long)]
     pub load: bool,
-    /// Type in which `--load` holds the weights; auto is that of the checkpoint
+    /// Type in which `--load` holds the weights; auto is that of the checkpoint, or float32 for a small one on the CPU
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: Dtype,
 }

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -16,10 +17,12 @@ use crate::{
     adapter::merge::{self, Proof},
     cli::{CheckpointArgs, ExportArgs, Global, MergeArgs},
     error::{Error, Kind, Result},
+    models::AnyVlm,
+    nn::visit::named_params,
     run_dir::{files_below, json_file, read_json, write_atomic},
     stage::train::copy_processor_files,
     vlm::{Batch, Encoded, PaddingSide, Processor},
-    weights::{Dtype, SaveOptions, torch_dtype, written_dtype},
+    weights::{SaveOptions, torch_dtype, written_dtype},
 };
 
 /// What was written.
@@ -114,9 +117,7 @@ fn write(
             .help("remove it, or choose another directory with `--out DIR`"));
     }
     let ctx = context(global)?;
-    let dtype = written_dtype(checkpoint.dtype, &source.model)?;
-    let held = CheckpointArgs { dtype: held(checkpoint.dtype), ..checkpoint.clone() };
-    let (model, processor) = load(&held, source.adapter.as_deref(), &ctx)?;
+    let (model, processor) = load(checkpoint, source.adapter.as_deref(), &ctx)?;
     let (model, merged) = match &source.adapter {
         Some(_) => {
             let (model, proof) = merge::merge(model, &[probe(processor.as_ref())?], &ctx.device)?;
@@ -125,6 +126,11 @@ fn write(
         None => (model, None),
     };
     ctx.check()?;
+    // A folded model is written as it was compared; another one as its checkpoint is.
+    let dtype = match &merged {
+        Some(_) => checkpoint.dtype.explicit().unwrap_or_else(|| held_dtype(&model)),
+        None => written_dtype(checkpoint.dtype, &source.model)?,
+    };
     model.save(out, &SaveOptions { dtype, ..options })?;
     copy_processor_files(&source.model, checkpoint.vision_tower.as_deref(), out)?;
     keep_config(&source.model, out)?;
@@ -132,10 +138,10 @@ fn write(
     report(global, source, out, torch_dtype(dtype), adapter, merged)
 }
 
-/// Weights are folded in the type that they are written in; a base in f32 that is to be written in a half type is folded
-/// in f32 and rounded once.
-fn held(dtype: Dtype) -> Dtype {
-    if dtype == Dtype::Float32 { dtype } else { Dtype::Auto }
+/// Type of the weights in memory.
+fn held_dtype(model: &AnyVlm) -> FloatDType {
+    let held = named_params(model).into_iter().filter(|p| p.linear_weight).find_map(|p| p.dtype);
+    held.map_or(FloatDType::F32, FloatDType::from)
 }
 
 /// Puts the base's own configuration in the place of the written one, with what has changed: type of the weights, ranks
