@@ -74,8 +74,12 @@ struct Loaded {
 /// Reads a checkpoint directory, without its weights unless asked to.
 pub(super) fn inspect(global: &Global, args: &InspectArgs) -> Result<()> {
     let ctx = context(global)?;
-    let options =
-        LoadOptions { vision_tower: args.vision_tower.clone(), dtype: args.dtype.explicit(), progress: ctx.progress };
+    let options = LoadOptions {
+        vision_tower: args.vision_tower.clone(),
+        dtype: args.dtype.explicit(),
+        progress: ctx.progress,
+        ..LoadOptions::default()
+    };
     let mut report = read(&args.dir, &options)?;
     if args.load && report.fit.is_complete() {
         report.loaded = Some(load(&args.dir, &options, &ctx)?);
