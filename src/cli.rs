@@ -481,7 +481,7 @@ pub enum DataVerb {
     #[command(
         after_help = "Examples:\n  medtune data export run/phantom data/phantom --format llava\n  medtune data export run/phantom data/half --format parquet --view positive+50%"
     )]
-    Export(ExportArgs),
+    Export(DataExportArgs),
     /// Print the data card of a run: what its rows are, where they came from, what was dropped
     #[command(after_help = "Example:\n  medtune data card run/phantom > README.md")]
     Card {
@@ -538,7 +538,7 @@ pub struct ReviewArgs {
 
 /// What `data export` needs.
 #[derive(Debug, Clone, Args)]
-pub struct ExportArgs {
+pub struct DataExportArgs {
     /// Run directory
     pub run: PathBuf,
     /// Folder to write; it must not exist yet, or be empty

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{columns, context, emit, run::out_dir};
 use crate::{
-    cli::{ExportArgs, Global, RecipeArgs, ReviewArgs},
+    cli::{DataExportArgs, Global, RecipeArgs, ReviewArgs},
     datasets::{self, MARKED_SPLIT},
     error::{Error, Kind, Result},
     export::{self, Options, View},
@@ -312,7 +312,7 @@ fn agreement(a: &Agreement) -> String {
 }
 
 /// Writes rows in a form that others read.
-pub(super) fn export(global: &Global, args: &ExportArgs) -> Result<()> {
+pub(super) fn export(global: &Global, args: &DataExportArgs) -> Result<()> {
     let _lock = lock(&args.run)?;
     let done = export::export(&args.run, &args.dir, Options { format: args.format, view: args.view })?;
     emit(global, &done, || {
