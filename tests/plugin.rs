@@ -26,7 +26,7 @@ impl Recipe for Focus {
 
     fn template(&self) -> &'static str {
         "recipe = \"focus\"\nextends = \"phantom\"\n[data]\nsource = \"grey\"\nimages = 12\n[judge]\nname = \"short\"\n\
-         [qc]\nmax_drop_rate = 1.0\nmax_repeats = 0\n[train]\nmax_steps = 2\nsave_steps = 1\neval_steps = 1\n[generate]\nmax_new_tokens = 4\n"
+         [qc]\nmax_drop_rate = 1.0\nmax_repeats = 0\nreject_duplicate_images = false\n[train]\nmax_steps = 2\nsave_steps = 1\neval_steps = 1\n[generate]\nmax_new_tokens = 4\n"
     }
 
     fn construct(&self, _plan: &Plan, sample: Sample) -> Result<Vec<Sample>> {

@@ -304,13 +304,15 @@ fn map(path: &Path) -> Result<Mmap> {
 
 fn open_safetensors(path: &Path) -> Result<Vec<(String, Entry)>> {
     let map = Arc::new(map(path)?);
+    if let Some(length) = announced_length(&map)
+        && length != map.len() as u64
+    {
+        return Err(damaged(path)
+            .expected(format!("{length} bytes, as its header says"))
+            .found(format!("{} bytes", map.len())));
+    }
     let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| damaged(path).source(e))?;
     let data = 8 + header;
-    if data + metadata.data_len() != map.len() {
-        return Err(damaged(path)
-            .expected(format!("{} bytes, as its header says", data + metadata.data_len()))
-            .found(map.len()));
-    }
     let mut found = Vec::new();
     for (name, info) in metadata.tensors() {
         let dtype = safetensors_dtype(info.dtype).ok_or_else(|| {
@@ -328,6 +330,21 @@ fn open_safetensors(path: &Path) -> Result<Vec<(String, Entry)>> {
         ));
     }
     Ok(found)
+}
+
+/// Length of a safetensors file by its header; none if the header cannot be read.
+fn announced_length(bytes: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Place {
+        data_offsets: [u64; 2],
+    }
+    let header = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    let end = header.checked_add(8)?;
+    let text = bytes.get(8..usize::try_from(end).ok()?)?;
+    let tensors: BTreeMap<String, serde_json::Value> = serde_json::from_slice(text).ok()?;
+    let places = tensors.into_iter().filter(|(name, _)| name != "__metadata__");
+    let ends = places.map(|(_, place)| serde_json::from_value::<Place>(place).ok().map(|p| p.data_offsets[1]));
+    end.checked_add(ends.collect::<Option<Vec<_>>>()?.into_iter().max()?)
 }
 
 fn safetensors_dtype(dtype: Dtype) -> Option<DType> {
