@@ -5,7 +5,7 @@
 //! decoding are the same for every family. A [`Vlm`] is driven in pieces (vision, projector, embedding, decoder layers,
 //! head), so that one trainer can recompute any family layer by layer.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -125,10 +125,11 @@ pub enum PaddingSide {
     Right,
 }
 
-/// Rows padded to one length, in host memory.
+/// Rows padded to one length, in host memory. A row holds one sample, or several one after the other that do not see
+/// each other.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Ids of the samples.
+    /// Ids of the samples, in order.
     pub ids: Vec<String>,
     /// `[rows, length]`, row-major.
     pub input_ids: Vec<i32>,
@@ -136,8 +137,10 @@ pub struct Batch {
     pub labels: Vec<i32>,
     /// `[rows, length]`, true at real tokens.
     pub mask: Vec<bool>,
-    /// `[rows, length]`, position of each token within its row, 0 at padding.
+    /// `[rows, length]`, position of each token within its sample, 0 at padding.
     pub positions: Vec<i32>,
+    /// `[rows, length]`, index of each token's sample in `ids`, -1 at padding.
+    pub segments: Vec<i32>,
     /// Flat indices (row * length + position) that take image features, in the order of the features.
     pub feature_index: Vec<i32>,
     /// Tiles of all rows.
@@ -148,38 +151,76 @@ pub struct Batch {
     pub length: usize,
 }
 
+/// [`Batch::segments`] where every row is one sample: `mask` is true at real tokens of rows of `length` cells.
+#[must_use]
+pub fn row_segments(mask: &[bool], length: usize) -> Vec<i32> {
+    let rows = mask.chunks(length.max(1)).zip(0..);
+    rows.flat_map(|(row, number)| row.iter().map(move |real| if *real { number } else { -1 })).collect()
+}
+
 impl Batch {
     /// Pads `rows` to the longest, rounded up to a multiple of `multiple`.
     #[must_use]
     pub fn collate(rows: &[Encoded], pad_id: i32, side: PaddingSide, multiple: usize) -> Self {
-        let longest = rows.iter().map(|r| r.input_ids.len()).max().unwrap_or(0);
+        Self::pack(&rows.chunks(1).collect::<Vec<_>>(), pad_id, side, multiple)
+    }
+
+    /// Puts the samples of each of `rows` one after the other, and pads the rows to the longest, rounded up to a multiple
+    /// of `multiple`. Positions start again with every sample, and no sample predicts the first token of the next.
+    #[must_use]
+    pub fn pack(rows: &[&[Encoded]], pad_id: i32, side: PaddingSide, multiple: usize) -> Self {
+        let filled = |row: &[Encoded]| row.iter().map(|r| r.input_ids.len()).sum::<usize>();
+        let longest = rows.iter().map(|row| filled(row)).max().unwrap_or(0);
         let length = longest.div_ceil(multiple.max(1)) * multiple.max(1);
         let cells = rows.len() * length;
+        let samples = || rows.iter().copied().flatten();
         let mut batch = Self {
-            ids: rows.iter().map(|r| r.id.clone()).collect(),
+            ids: samples().map(|r| r.id.clone()).collect(),
             input_ids: vec![pad_id; cells],
             labels: vec![IGNORE; cells],
             mask: vec![false; cells],
             positions: vec![0; cells],
+            segments: vec![-1; cells],
             feature_index: Vec::new(),
-            pixels: rows.iter().flat_map(|r| r.pixels.iter().cloned()).collect(),
+            pixels: samples().flat_map(|r| r.pixels.iter().cloned()).collect(),
             rows: rows.len(),
             length,
         };
+        let mut sample = 0;
         for (i, row) in rows.iter().enumerate() {
-            let n = row.input_ids.len();
-            let start = i * length + if side == PaddingSide::Left { length - n } else { 0 };
-            batch.input_ids[start..start + n].copy_from_slice(&row.input_ids);
-            batch.labels[start..start + n].copy_from_slice(&row.labels);
-            batch.mask[start..start + n].fill(true);
-            for (k, p) in batch.positions[start..start + n].iter_mut().enumerate() {
-                *p = k as i32;
-            }
-            for span in &row.spans {
-                batch.feature_index.extend((0..span.len).map(|k| (start + span.start + k) as i32));
+            let mut start = i * length + if side == PaddingSide::Left { length - filled(row) } else { 0 };
+            for (k, part) in row.iter().enumerate() {
+                batch.place(part, sample, start, k > 0);
+                start += part.input_ids.len();
+                sample += 1;
             }
         }
         batch
+    }
+
+    /// Writes sample number `number` to the cells from `start` on; `behind` another one, its first token is no target.
+    fn place(&mut self, row: &Encoded, number: i32, start: usize, behind: bool) {
+        let cells = start..start + row.input_ids.len();
+        self.input_ids[cells.clone()].copy_from_slice(&row.input_ids);
+        self.labels[cells.clone()].copy_from_slice(&row.labels);
+        if behind && !row.labels.is_empty() {
+            self.labels[start] = IGNORE;
+        }
+        self.mask[cells.clone()].fill(true);
+        self.segments[cells.clone()].fill(number);
+        for (p, k) in self.positions[cells].iter_mut().zip(0..) {
+            *p = k;
+        }
+        for span in &row.spans {
+            self.feature_index.extend((0..span.len).map(|k| (start + span.start + k) as i32));
+        }
+    }
+
+    /// Id of the sample that cell `cell` (row * length + position) belongs to; none for padding.
+    #[must_use]
+    pub fn id_at(&self, cell: usize) -> Option<&str> {
+        let sample = usize::try_from(*self.segments.get(cell)?).ok()?;
+        self.ids.get(sample).map(String::as_str)
     }
 
     /// Where the tokens are, for masks and positions.
@@ -193,6 +234,7 @@ impl Batch {
             start: 0,
             prefill: self.length,
             mask: self.mask.clone(),
+            segments: (self.ids.len() > self.rows).then(|| Arc::from(self.segments.as_slice())),
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
     error::Result,
     models::{AnyVlm, Compat, ModelDef, Preset, Release, TokenizerDef, TokenizerFiles},
     nn::{
-        attention::{AttentionMask, Columns},
+        attention::{AttentionMask, Columns, Text},
         decoder::{DecoderContext, LayerCache},
         intern_vit::{InternVit, pixel_shuffle},
         internlm2::InternLm2,
@@ -222,11 +222,13 @@ impl InternVl {
         }
     }
 
-    /// Length that decides the rotations of each row.
-    fn lengths(&self, columns: &Columns) -> Vec<usize> {
+    /// Length that decides the rotations of each text.
+    fn lengths(&self, columns: &Columns, texts: &[Text]) -> Vec<usize> {
         let end = |positions: &[i32]| positions.iter().max().map_or(0, |p| *p as usize + 1);
         if !self.compat.mixed_rotations {
-            return columns.positions.chunks(columns.length.max(1)).map(end).collect();
+            let mut rest = columns.positions.as_slice();
+            let own = texts.iter().map(|text| rest.split_off(..text.columns).map_or(0, end));
+            return own.collect();
         }
         let length = match self.config.llm_config.kind() {
             Some(LlmKind::InternLm2) => {
@@ -235,16 +237,21 @@ impl InternVl {
             }
             _ => end(&columns.positions),
         };
-        vec![length; columns.rows]
+        vec![length; texts.len()]
     }
 
     fn rope(&self, columns: &Columns, device: &Device) -> Rope {
         let llm = &self.config.llm_config;
-        let tables: Vec<Vec<f32>> = self.lengths(columns).iter().map(|length| llm.frequencies(*length)).collect();
+        let texts = columns.texts();
+        let lengths = self.lengths(columns, &texts);
+        let tables: Vec<Vec<f32>> = lengths.iter().map(|length| llm.frequencies(*length)).collect();
         let (positions, length) = (&columns.positions, columns.length);
         let rope = match tables.first() {
             Some(first) if tables.iter().all(|t| t == first) => Rope::new(positions, length, first, device),
-            _ => Rope::by_row(positions, length, &tables.iter().map(Vec::as_slice).collect::<Vec<_>>(), device),
+            _ => {
+                let texts: Vec<_> = texts.iter().zip(&tables).map(|(t, f)| (t.columns, f.as_slice())).collect();
+                Rope::by_text(positions, length, &texts, device)
+            }
         };
         rope.scaled(llm.rotation_scale())
     }

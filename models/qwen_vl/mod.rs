@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     models::{AnyVlm, Compat, ModelDef, Preset, Release, TokenizerDef, TokenizerFiles},
     nn::{
-        attention::{AttentionMask, Columns},
+        attention::{AttentionMask, Columns, Text},
         decoder::{DecoderContext, FusedHeads, LayerCache, fused_attention},
         linear::{embedding_forward, linear_forward, linear_module},
         norm::RmsNorm,
@@ -267,26 +267,27 @@ impl QwenVl {
         row.repeat(columns.rows)
     }
 
-    /// Factor of the rotary base of each row.
-    fn alphas(&self, columns: &Columns) -> Vec<f64> {
-        let alpha = |row: usize| match (self.compat.training_alpha, self.compat.padded_columns) {
+    /// Factor of the rotary base of each text.
+    fn alphas(&self, columns: &Columns, texts: &[Text]) -> Vec<f64> {
+        let alpha = |text: &Text| match (self.compat.training_alpha, self.compat.padded_columns) {
             (Some(alpha), _) => alpha,
             (None, true) => self.config.ntk_alpha(columns.prefill),
-            (None, false) => self.config.ntk_alpha(columns.prompt_len(row)),
+            (None, false) => self.config.ntk_alpha(text.tokens),
         };
-        (0..columns.rows).map(alpha).collect()
+        texts.iter().map(alpha).collect()
     }
 
     fn rope(&self, positions: &[i32], columns: &Columns, device: &Device) -> Rope {
-        let alphas = self.alphas(columns);
+        let texts = columns.texts();
+        let alphas = self.alphas(columns, &texts);
         let tables: Vec<Vec<f32>> = alphas.iter().map(|a| self.config.frequencies(*a)).collect();
         match tables.first() {
             Some(first) if alphas.iter().all(|a| *a == alphas[0]) => {
                 Rope::new(positions, columns.length, first, device)
             }
             _ => {
-                let rows: Vec<&[f32]> = tables.iter().map(Vec::as_slice).collect();
-                Rope::by_row(positions, columns.length, &rows, device)
+                let texts: Vec<_> = texts.iter().zip(&tables).map(|(t, f)| (t.columns, f.as_slice())).collect();
+                Rope::by_text(positions, columns.length, &texts, device)
             }
         }
     }

@@ -96,6 +96,7 @@ impl<'a> Session<'a> {
             start: self.len,
             prefill: self.prefill,
             mask: self.mask.iter().flat_map(|row| row[..keys].to_vec()).collect(),
+            segments: None,
         };
         self.len += 1;
         self.positions.iter_mut().for_each(|p| *p += 1);
@@ -125,7 +126,8 @@ impl<'a> Session<'a> {
         let tokens = self.model.embed_tokens(Tensor::<2, Int>::from_data(data, self.device));
         let x = Tensor::cat(vec![self.prompts.clone(), tokens], 1);
         self.caches.iter_mut().for_each(|cache| *cache = LayerCache::new(self.capacity));
-        self.run(x, &Columns { rows, length, positions, keys: length, start: 0, prefill: self.prefill, mask })
+        let prefill = self.prefill;
+        self.run(x, &Columns { rows, length, positions, keys: length, start: 0, prefill, mask, segments: None })
     }
 
     /// Goes on with the given rows, in the given order; rows may repeat.

@@ -35,6 +35,18 @@ pub struct Columns {
     pub prefill: usize,
     /// `[rows, keys]`, true at real tokens.
     pub mask: Vec<bool>,
+    /// `[rows, keys]`, which text each column belongs to, where rows hold several texts one after the other; columns of
+    /// padding have numbers of their own. None when every row is one text.
+    pub segments: Option<Arc<[i32]>>,
+}
+
+/// A text in the query columns of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Text {
+    /// Its query columns.
+    pub columns: usize,
+    /// Its real tokens in the first pass.
+    pub tokens: usize,
 }
 
 impl Columns {
@@ -42,6 +54,25 @@ impl Columns {
     #[must_use]
     pub fn prompt_len(&self, row: usize) -> usize {
         self.mask[row * self.keys..][..self.prefill].iter().filter(|m| **m).count()
+    }
+
+    /// The texts, row by row; their columns together are all query columns. Padding behind packed texts counts as one
+    /// without tokens.
+    #[must_use]
+    pub fn texts(&self) -> Vec<Text> {
+        let Some(segments) = &self.segments else {
+            return (0..self.rows).map(|row| Text { columns: self.length, tokens: self.prompt_len(row) }).collect();
+        };
+        let rows = segments.chunks(self.keys.max(1)).zip(self.mask.chunks(self.keys.max(1)));
+        rows.flat_map(|(segments, mask)| {
+            let mut at = 0;
+            segments.chunk_by(|a, b| a == b).map(move |run| {
+                let tokens = mask[at..at + run.len()].iter().filter(|m| **m).count();
+                at += run.len();
+                Text { columns: run.len(), tokens }
+            })
+        })
+        .collect()
     }
 }
 
@@ -52,6 +83,8 @@ pub struct AttentionMask {
     masked: Tensor<4, Bool>,
     /// Key column of the first query.
     start: usize,
+    /// `[rows, keys]`, which text each column belongs to, if rows hold several.
+    segments: Option<Arc<[i32]>>,
     bias: Arc<OnceLock<Tensor<4>>>,
     folded: Arc<OnceLock<Tensor<4, Bool>>>,
 }
@@ -59,26 +92,27 @@ pub struct AttentionMask {
 impl AttentionMask {
     /// Causal mask over real keys; with `window`, a query sees itself and the `window - 1` keys before it.
     ///
-    /// When padding only follows the tokens, no query of a token can see it, and one mask serves all rows.
+    /// When padding only follows the tokens, no query of a token can see it, and one mask serves all rows. Texts that
+    /// share a row do not see each other.
     #[must_use]
     pub fn causal(columns: &Columns, window: Option<usize>, device: &Device) -> Self {
-        let Columns { rows, length, keys, start, mask, .. } = columns;
+        let Columns { rows, length, keys, start, mask, segments, .. } = columns;
         let right_padded = mask.chunks((*keys).max(1)).all(|row| row.is_sorted_by(|a, b| a >= b));
-        let rows = if right_padded { 1 } else { *rows };
+        let rows = if right_padded && segments.is_none() { 1 } else { *rows };
         let window = window.unwrap_or(usize::MAX);
         let mut masked = Vec::with_capacity(rows * length * keys);
         for row in 0..rows {
+            let other = |a: usize, b: usize| segments.as_ref().is_some_and(|s| s[row * keys + a] != s[row * keys + b]);
             for query in 0..*length {
                 let column = start + query;
-                masked.extend(
-                    (0..*keys).map(|key| {
-                        key > column || column - key >= window || (!right_padded && !mask[row * keys + key])
-                    }),
-                );
+                masked.extend((0..*keys).map(|key| {
+                    let padding = !right_padded && !mask[row * keys + key];
+                    key > column || column - key >= window || padding || other(column, key)
+                }));
             }
         }
         let masked = Tensor::from_data(TensorData::new(masked, [rows, 1, *length, *keys]), device);
-        Self { masked, start: *start, bias: Arc::default(), folded: Arc::default() }
+        Self { masked, start: *start, segments: segments.clone(), bias: Arc::default(), folded: Arc::default() }
     }
 
     /// Every query sees the real keys of its row: the first `lengths[row]` of `keys`.
@@ -87,7 +121,13 @@ impl AttentionMask {
         let masked: Vec<bool> = lengths.iter().flat_map(|n| (0..keys).map(move |key| key >= *n)).collect();
         let masked = Tensor::<4, Bool>::from_data(TensorData::new(masked, [lengths.len(), 1, 1, keys]), device);
         let masked = masked.expand([lengths.len(), 1, keys, keys]);
-        Self { masked, start: 0, bias: Arc::default(), folded: Arc::default() }
+        Self { masked, start: 0, segments: None, bias: Arc::default(), folded: Arc::default() }
+    }
+
+    /// `[rows, keys]`, which text each column belongs to; none when every row is one text.
+    #[must_use]
+    pub fn segments(&self) -> Option<&[i32]> {
+        self.segments.as_deref()
     }
 
     /// Number of key columns.
@@ -205,6 +245,7 @@ mod tests {
             start: 0,
             prefill: keys,
             mask: masks.concat(),
+            segments: None,
         }
     }
 
@@ -274,6 +315,38 @@ mod tests {
                 TensorData::new(found, [n])
                     .assert_approx_eq::<f32>(&TensorData::new(expected, [n]), Tolerance::rel_abs(1e-4, 1e-5));
             }
+        }
+    }
+
+    #[test]
+    fn texts_that_share_a_row_do_not_see_each_other() {
+        let device = Device::flex();
+        let (heads, kv_heads, dim) = (4, 2, 8);
+        let lengths = [QUERY_CHUNK + 9, 1, 40];
+        let length: usize = lengths.iter().sum();
+        let segments: Vec<i32> = lengths.iter().zip(0..).flat_map(|(n, i)| vec![i; *n]).collect();
+        let columns = Columns { segments: Some(segments.into()), ..columns(&[vec![true; length]]) };
+        let texts: Vec<usize> = columns.texts().iter().map(|t| t.columns).collect();
+        assert_eq!(texts, lengths);
+        let packed = AttentionMask::causal(&columns, None, &device);
+        let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+        let q = random([1, length, heads, dim]);
+        let (k, v) = (random([1, kv_heads, length, dim]), random([1, kv_heads, length, dim]));
+        let mut start = 0;
+        let alone = lengths.map(|n| {
+            let plain = AttentionMask::causal(&super::tests::columns(&[vec![true; n]]), None, &device);
+            let part = |t: &Tensor<4>, axis| t.clone().narrow(axis, start, n);
+            let out = attend(part(&q, 1), part(&k, 2), part(&v, 2), Some(&plain));
+            start += n;
+            out
+        });
+        let alone = Tensor::cat(alone.to_vec(), 1).into_data();
+        let ad = |t: &Tensor<4>| t.clone().autodiff();
+        for found in [
+            attend(q.clone(), k.clone(), v.clone(), Some(&packed)),
+            attend(ad(&q), ad(&k), ad(&v), Some(&packed)).without_autodiff(),
+        ] {
+            found.into_data().assert_approx_eq::<f32>(&alone, Tolerance::rel_abs(1e-4, 1e-5));
         }
     }
 }

@@ -28,21 +28,25 @@ impl Rope {
     pub fn new(positions: &[i32], length: usize, inverse_frequencies: &[f32], device: &Device) -> Self {
         let equal = positions.chunks(length.max(1)).all(|r| r == &positions[..length]);
         let positions = if equal { &positions[..length] } else { positions };
-        let rows = positions.len().checked_div(length).unwrap_or(1);
-        Self::by_row(positions, length, &vec![inverse_frequencies; rows], device)
+        Self::by_text(positions, length, &[(positions.len(), inverse_frequencies)], device)
     }
 
-    /// Tables for `positions` (`[rows, length]`, row-major) where every row has its own frequencies.
+    /// Tables for `positions` (`[rows, length]`, row-major) where every text has its own frequencies: for each text in
+    /// order, how many positions it takes, and its frequencies.
     #[must_use]
-    pub fn by_row(positions: &[i32], length: usize, inverse_frequencies: &[&[f32]], device: &Device) -> Self {
-        let half = inverse_frequencies.first().map_or(0, |f| f.len());
+    pub fn by_text(positions: &[i32], length: usize, texts: &[(usize, &[f32])], device: &Device) -> Self {
+        let half = texts.first().map_or(0, |(_, f)| f.len());
         let mut angles = Vec::with_capacity(positions.len() * half);
-        for (row, frequencies) in positions.chunks(length.max(1)).zip(inverse_frequencies) {
-            angles.extend(row.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)));
+        let mut rest = positions;
+        for (columns, frequencies) in texts {
+            let (text, behind) = rest.split_at(*columns);
+            angles.extend(text.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)));
+            rest = behind;
         }
+        let rows = positions.len().checked_div(length).unwrap_or(1);
         let table = |f: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|a| f(*a)).collect();
-            Tensor::from_data(TensorData::new(values, [inverse_frequencies.len(), length, 1, half]), device)
+            Tensor::from_data(TensorData::new(values, [rows, length, 1, half]), device)
         };
         Self { cos: table(f32::cos), sin: table(f32::sin) }
     }

@@ -13,6 +13,7 @@ use burn::{
 
 use super::{
     loss::Loss,
+    objective::Objective,
     params::{GradientSum, trained},
     step::{self, Vision},
 };
@@ -72,14 +73,14 @@ impl TrainStep for AnyVlm {
     fn step(&self, batch: Batch) -> TrainOutput<TokenLoss> {
         let device = device_of(self);
         let mut gradients = GradientSum::new(self);
-        let weight = 1.0 / batch.supervised().max(1) as f64;
+        let objective = Objective::Tokens(1.0 / batch.supervised().max(1) as f64);
         let frozen = trained(self, self.towers()).iter().all(|t| t.tower != "vision");
         let vision = match batch.pixels(&device) {
             None => Vision::None,
             Some(pixels) if frozen => Vision::Features(self.valid().vision(pixels)),
             Some(pixels) => Vision::Pixels(pixels),
         };
-        let loss = step::backward(self, &batch, &vision, weight, true, &device, &mut gradients);
+        let loss = step::backward(self, &batch, &vision, &objective, true, &device, &mut gradients);
         let item = TokenLoss::new(&loss, &device);
         let mut grads = Registered { sums: gradients.sums.into_iter(), params: GradientsParams::new() };
         self.visit(&mut grads);

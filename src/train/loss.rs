@@ -3,9 +3,12 @@
 //! Logits exist for one chunk of positions at a time, never for a whole batch, and the softmax is computed once for
 //! loss and gradient.
 
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::{
+    module::Module,
+    tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData},
+};
 
-use super::params::GradientSum;
+use super::{objective::Objective, params::GradientSum};
 use crate::vlm::{Batch, IGNORE, Vlm};
 
 /// Positions whose logits exist at a time.
@@ -18,6 +21,8 @@ pub struct Targets {
     pub states: Vec<i32>,
     /// Id it should predict.
     pub labels: Vec<i32>,
+    /// Row of the batch.
+    pub rows: Vec<usize>,
 }
 
 impl Targets {
@@ -31,6 +36,7 @@ impl Targets {
                 if batch.labels[at] != IGNORE {
                     targets.states.push((at - 1) as i32);
                     targets.labels.push(batch.labels[at]);
+                    targets.rows.push(row);
                 }
             }
         }
@@ -79,27 +85,39 @@ pub fn evaluate<M: Vlm>(model: &M, states: Tensor<2>, labels: &[i32], device: &D
     loss
 }
 
-/// Negative log-likelihoods of `states`, and the gradient of `weight` times their sum with respect to `states`; the
-/// gradients of head and final norm, if they are trained, go to `gradients`.
+/// Negative log-likelihoods of `states`, and the gradient of the `objective` with respect to `states`; the gradients of
+/// head and final norm, if they are trained, go to `gradients`.
 ///
 /// # Shapes
 /// `states` and the returned gradient: `[supervised, hidden]`, without autodiff.
 #[must_use]
-pub fn backward<M: Vlm>(
+pub fn backward<M: Vlm + Module>(
     model: &M,
     states: Tensor<2>,
-    labels: &[i32],
-    weight: f64,
+    targets: &Targets,
+    objective: &Objective<'_>,
     device: &Device,
     gradients: &mut GradientSum,
 ) -> (Loss, Tensor<2>) {
     let mut loss = Loss::default();
     let mut parts = Vec::new();
-    for (start, chunk) in chunks(labels) {
+    // Factors that depend on the likelihoods need all of them first.
+    let weights = objective.constant().is_none().then(|| {
+        let known = evaluate(&model.valid(), states.clone(), &targets.labels, device);
+        objective.weights(&known.nll, &targets.rows)
+    });
+    for (start, chunk) in chunks(&targets.labels) {
         let leaf = states.clone().narrow(0, start, chunk.len()).autodiff().require_grad();
         let logits = logits(model, leaf.clone());
         let (nll, gradient) = softmax_loss(logits.clone().without_autodiff(), chunk, device);
-        let mut found = (logits * gradient.mul_scalar(weight)).sum().backward();
+        let gradient = match &weights {
+            None => gradient.mul_scalar(objective.constant().unwrap_or_default()),
+            Some(all) => {
+                let part = all[start..start + chunk.len()].to_vec();
+                gradient * Tensor::<2>::from_data(TensorData::new(part, [chunk.len(), 1]), device)
+            }
+        };
+        let mut found = (logits * gradient).sum().backward();
         parts.push(leaf.grad_remove(&mut found).expect("the head depends on its input"));
         gradients.add(found);
         loss.nll.extend(host(nll));
@@ -162,13 +180,14 @@ mod tests {
             labels: vec![7, IGNORE, 5, IGNORE, 6, IGNORE],
             mask: vec![true; 6],
             positions: vec![0; 6],
+            segments: vec![0, 0, 0, 1, 1, 1],
             feature_index: vec![],
             pixels: vec![],
             rows: 2,
             length: 3,
         };
         let targets = Targets::of(&batch);
-        assert_eq!((targets.states, targets.labels), (vec![1, 3], vec![5, 6]));
+        assert_eq!((targets.states, targets.labels, targets.rows), (vec![1, 3], vec![5, 6], vec![0, 1]));
         assert_eq!(batch.supervised(), 2);
     }
 }

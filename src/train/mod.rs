@@ -8,6 +8,7 @@ pub mod live;
 pub mod log;
 pub mod loss;
 pub mod memory;
+pub mod objective;
 pub mod optimizer;
 pub mod params;
 pub mod schedule;

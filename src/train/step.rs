@@ -11,6 +11,7 @@ use burn::{
 
 use super::{
     loss::{self, Loss, Targets},
+    objective::Objective,
     params::GradientSum,
 };
 use crate::vlm::{Batch, Vlm};
@@ -52,14 +53,14 @@ pub fn evaluate<M: Vlm>(model: &M, batch: &Batch, vision: &Vision, device: &Devi
     loss::evaluate(model, targets.select(x, device), &targets.labels, device)
 }
 
-/// Adds the gradient of `weight` times the summed loss of `batch` to `gradients`, and returns the loss. `device` is
-/// without autodiff, `model` with.
+/// Adds the gradient of the `objective` on `batch` to `gradients`, and returns the loss. `device` is without autodiff,
+/// `model` with.
 #[must_use]
 pub fn backward<M: Vlm + Module>(
     model: &M,
     batch: &Batch,
     vision: &Vision,
-    weight: f64,
+    objective: &Objective<'_>,
     recompute: bool,
     device: &Device,
     gradients: &mut GradientSum,
@@ -69,9 +70,9 @@ pub fn backward<M: Vlm + Module>(
         return Loss::default();
     }
     if recompute {
-        layer_by_layer(model, batch, vision, weight, &targets, device, gradients)
+        layer_by_layer(model, batch, vision, objective, &targets, device, gradients)
     } else {
-        one_graph(model, batch, vision, weight, &targets, device, gradients)
+        one_graph(model, batch, vision, objective, &targets, device, gradients)
     }
 }
 
@@ -80,11 +81,11 @@ fn pull_back<const D: usize>(y: Tensor<D>, g: Tensor<D>) -> Gradients {
     (y * g).sum().backward()
 }
 
-fn one_graph<M: Vlm>(
+fn one_graph<M: Vlm + Module>(
     model: &M,
     batch: &Batch,
     vision: &Vision,
-    weight: f64,
+    objective: &Objective<'_>,
     targets: &Targets,
     device: &Device,
     gradients: &mut GradientSum,
@@ -96,7 +97,7 @@ fn one_graph<M: Vlm>(
     }
     let states = targets.select(x, device);
     let plain = states.clone().without_autodiff();
-    let (loss, gradient) = loss::backward(model, plain, &targets.labels, weight, device, gradients);
+    let (loss, gradient) = loss::backward(model, plain, targets, objective, device, gradients);
     if states.is_tracked() {
         gradients.add(pull_back(states, gradient));
     }
@@ -107,7 +108,7 @@ fn layer_by_layer<M: Vlm + Module>(
     model: &M,
     batch: &Batch,
     vision: &Vision,
-    weight: f64,
+    objective: &Objective<'_>,
     targets: &Targets,
     device: &Device,
     gradients: &mut GradientSum,
@@ -122,8 +123,7 @@ fn layer_by_layer<M: Vlm + Module>(
     }
     let last = kept.pop().expect("at least the embedded input");
     let shape = last.dims();
-    let (loss, picked) =
-        loss::backward(model, targets.select(last, device), &targets.labels, weight, device, gradients);
+    let (loss, picked) = loss::backward(model, targets.select(last, device), targets, objective, device, gradients);
     let mut gradient = unselect(picked, &targets.states, shape, device);
     for i in (0..model.num_layers()).rev() {
         let x = kept.pop().expect("one input per layer").autodiff();
@@ -264,7 +264,7 @@ mod tests {
                 Some(p) if config.vision == TowerMode::Frozen => Vision::Features(plain.vision(p)),
                 Some(p) => Vision::Pixels(p),
             };
-            let loss = backward(model, batch, &vision, 0.1, recompute, &device, &mut sum);
+            let loss = backward(model, batch, &vision, &Objective::Tokens(0.1), recompute, &device, &mut sum);
             let plain_loss = evaluate(&plain, batch, &vision, &device);
             assert!((loss.sum() - plain_loss.sum()).abs() < 1e-4, "{} {}", loss.sum(), plain_loss.sum());
         }

@@ -15,6 +15,7 @@ use super::{
     live::Live,
     log::{self, LogLine},
     loss::{Loss, Targets},
+    objective::Objective,
     optimizer::AdamW,
     params::{self, GradientSum, Trained},
     schedule::Schedule,
@@ -245,7 +246,15 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
             let vision = self.vision(batch);
             let recompute = self.recompute(batch);
             self.clock.start((self.state.step * self.job.config.gradient_accumulation_steps + k) as u64);
-            let loss = step::backward(&self.model, batch, &vision, weight, recompute, &self.device, gradients);
+            let loss = step::backward(
+                &self.model,
+                batch,
+                &vision,
+                &Objective::Tokens(weight),
+                recompute,
+                &self.device,
+                gradients,
+            );
             self.clock.stop();
             if !loss.sum().is_finite() {
                 return Err(self.bad_loss(batch, &loss));
@@ -363,7 +372,7 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
         let targets = Targets::of(batch);
         let mut rows: Vec<&str> = Vec::new();
         for (state, nll) in targets.states.iter().zip(&loss.nll) {
-            let id = batch.ids[*state as usize / batch.length].as_str();
+            let id = batch.id_at(*state as usize).unwrap_or_default();
             if !nll.is_finite() && !rows.contains(&id) {
                 rows.push(id);
             }

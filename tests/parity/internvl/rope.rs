@@ -147,6 +147,7 @@ fn run(model: &InternVl, input: &Input, prefill: Option<usize>, last: usize, dev
                 start,
                 prefill: first,
                 mask: input.mask.chunks(length).flat_map(|row| row[..end].to_vec()).collect(),
+                segments: None,
             },
             device,
         );
@@ -213,6 +214,7 @@ fn check_tables(cases: &Cases, expected: &Tensors, model: &InternVl, device: &De
             start: 0,
             prefill: case.length,
             mask: vec![true; case.length],
+            segments: None,
         };
         let rope = model.columns_context(&columns, device).rope;
         let table = if kind == "cos" { rope.cos } else { rope.sin };

@@ -294,6 +294,7 @@ impl Fixture {
             start: 0,
             prefill: merged.length,
             mask: merged.valid.clone(),
+            segments: None,
         };
         let frequencies = inverse_frequencies(config.head_dim(), config.rope_theta);
         DecoderContext::causal(&columns, &frequencies, window.or(config.sliding_window), &self.device)

@@ -28,7 +28,7 @@ use medtune::{
         schedule::Schedule,
         trainer::{Job, Session},
     },
-    vlm::{Batch, Encoded, PaddingSide, Pixels, Processor, Vlm},
+    vlm::{Batch, Encoded, PaddingSide, Pixels, Processor, Vlm, row_segments},
 };
 use serde_json::{Value, json};
 
@@ -531,6 +531,7 @@ fn collate(model: &AnyVlm, rows: &[RawRow], images: &[Pixels], device: &Device) 
         labels: merged.labels.clone(),
         mask: merged.valid.clone(),
         positions: merged.positions.clone(),
+        segments: row_segments(&merged.valid, merged.length),
         feature_index: merged.feature_index.clone(),
         pixels: (0..images.len()).filter(|i| used(*i)).map(|i| images[i].clone()).collect(),
         rows: merged.rows,

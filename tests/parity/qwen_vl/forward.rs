@@ -9,7 +9,7 @@ use medtune::{
         Compat,
         qwen_vl::{QwenVl, QwenVlConfig, processor::pixels},
     },
-    vlm::{Batch, IGNORE, Pixels, Vlm},
+    vlm::{Batch, IGNORE, Pixels, Vlm, row_segments},
 };
 use serde_json::Value;
 
@@ -68,6 +68,7 @@ pub(super) fn batch(family: &Family, rows: usize, input_ids: Vec<i32>, mask: Opt
         ids: (0..rows).map(|r| r.to_string()).collect(),
         labels: vec![IGNORE; input_ids.len()],
         positions: positions.collect(),
+        segments: row_segments(&mask, length),
         feature_index,
         pixels,
         rows,

@@ -24,7 +24,7 @@ use medtune::{
         step,
         trainer::{Job, Session},
     },
-    vlm::{Batch, Vlm},
+    vlm::{Batch, Vlm, row_segments},
     weights::SaveOptions,
 };
 use serde_json::{Value, json};
@@ -388,6 +388,7 @@ fn part(batch: &Batch, rows: &[i32]) -> Batch {
         labels: take(&batch.labels),
         mask: cells.iter().map(|c| batch.mask[*c]).collect(),
         positions: take(&batch.positions),
+        segments: row_segments(&cells.iter().map(|c| batch.mask[*c]).collect::<Vec<_>>(), length),
         feature_index,
         pixels,
         rows: rows.len(),
