@@ -105,7 +105,15 @@ impl Family {
         let dir = RunDir::open(temporary.path()).unwrap();
         let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
         let adapter = AdapterConfig::default();
-        let job = Job { config: &config, adapter: &adapter, seed: 1, dir: &dir, ctx: &ctx, fingerprint: String::new() };
+        let job = Job {
+            config: &config,
+            adapter: &adapter,
+            seed: 1,
+            dir: &dir,
+            ctx: &ctx,
+            fingerprint: String::new(),
+            pages: None,
+        };
         then(&mut Session::new(&job, self.model.clone()).unwrap())
     }
 }

@@ -411,6 +411,10 @@ impl Vlm for AnyVlm {
         dispatch!(self, m => m.tile_features())
     }
 
+    fn tile_patches(&self) -> usize {
+        dispatch!(self, m => m.tile_patches())
+    }
+
     fn reconcile<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
         dispatch!(self, m => m.reconcile(batch))
     }

@@ -126,6 +126,38 @@ pub struct AblateArgs {
     pub axis: Vec<Axis>,
 }
 
+/// What `bench` measures.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Name of an embedded recipe (`medtune recipes`) or path of a TOML file
+    #[arg(required_unless_present = "preset", conflicts_with = "preset")]
+    pub recipe: Option<String>,
+    /// Instead of a recipe: LoRA of rank 16 on all linear modules of a preset's language model, the rest frozen
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Checkpoint directory, as `--set model.checkpoint=DIR`; `medtune models synth` makes one of any preset
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Override a value, for example --set train.recompute=always; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Rows of a micro-batch [default: that of the recipe, or 1 with --preset]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rows: Option<u32>,
+    /// Positions of a row, the image included [default: one image, a question and a short answer]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub length: usize,
+    /// Micro-batches of a step
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub micro_batches: u32,
+    /// Steps before those that count, the first one included
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..1000))]
+    pub warmup: u32,
+    /// Steps that count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+}
+
 /// A recipe for one stage.
 #[derive(Debug, Clone, Args)]
 pub struct StageArgs {
@@ -188,6 +220,13 @@ pub enum Verb {
     /// are complete and unchanged are skipped; after an interrupt the same command continues.
     #[command(after_help = "Examples:\n  medtune ablate phantom\n  medtune ablate my_recipe.toml --axis qc,fraction")]
     Ablate(AblateArgs),
+    /// Measure training steps: tokens a second, share of the device's peak, memory
+    ///
+    /// Trains on one made-up row with an image, over and over, with the code that trains recipes. Nothing is kept.
+    #[command(
+        after_help = "Examples:\n  medtune bench phantom\n  medtune models synth v1.5-7b synth/7b && medtune bench --preset v1.5-7b --model synth/7b --warmup 0 --steps 1\n  medtune bench my_recipe.toml --rows 1 --length 1024 --json"
+    )]
+    Bench(BenchArgs),
     /// Answer one question about an image
     #[command(
         after_help = "Example:\n  medtune generate --model run/phantom/base --adapter run/phantom/adapter \\\n    --image scan.png --question \"Is there a nodule in the left lung?\""

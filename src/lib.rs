@@ -6,6 +6,7 @@
 
 pub mod ablate;
 pub mod adapter;
+pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -30,6 +31,7 @@ pub mod qc;
 pub mod random;
 pub mod recipe;
 pub mod registry;
+pub mod resident;
 pub mod review;
 pub mod run;
 pub mod run_dir;

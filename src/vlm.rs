@@ -315,6 +315,11 @@ pub trait Vlm {
     /// Features of one tile.
     fn tile_features(&self) -> usize;
 
+    /// Positions of one tile inside the vision tower: more than its features where these are pooled.
+    fn tile_patches(&self) -> usize {
+        self.tile_features()
+    }
+
     /// The batch as it is trained on: with a position for every image feature.
     ///
     /// # Errors

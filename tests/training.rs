@@ -147,7 +147,7 @@ fn run_in(dir: &Path, config: &TrainConfig, ctx: Ctx) -> Outcome {
     let (validation, _) = Rows::survey(samples(20..24), &processor, 0, || {});
     let dir = RunDir::open(dir).unwrap();
     let adapter = adapter();
-    let job = Job { config, adapter: &adapter, seed: 5, dir: &dir, ctx: &ctx, fingerprint: "f".into() };
+    let job = Job { config, adapter: &adapter, seed: 5, dir: &dir, ctx: &ctx, fingerprint: "f".into(), pages: None };
     let finished = train(&job, model(), &rows, &validation);
     Outcome { finished, _ctx: ctx }
 }
@@ -285,7 +285,8 @@ fn a_pattern_that_matches_nothing_is_an_error_before_any_step() {
     let ctx = quiet();
     let adapter = AdapterConfig { target_modules: vec!["q_porj".into()], ..adapter() };
     let config = config();
-    let job = Job { config: &config, adapter: &adapter, seed: 5, dir: &dir, ctx: &ctx, fingerprint: "f".into() };
+    let job =
+        Job { config: &config, adapter: &adapter, seed: 5, dir: &dir, ctx: &ctx, fingerprint: "f".into(), pages: None };
     let error = Session::new(&job, model()).err().unwrap();
     assert!(error.help_line().unwrap().contains("q_proj"), "{error:?}");
 }
@@ -302,8 +303,15 @@ fn one_step_of_four_rows_equals_four_accumulated_rows() {
             let ctx = quiet();
             let adapter = AdapterConfig { lora_dropout: 0.0, ..adapter() };
             let config = config();
-            let job =
-                Job { config: &config, adapter: &adapter, seed: 5, dir: &dir, ctx: &ctx, fingerprint: "f".into() };
+            let job = Job {
+                config: &config,
+                adapter: &adapter,
+                seed: 5,
+                dir: &dir,
+                ctx: &ctx,
+                fingerprint: "f".into(),
+                pages: None,
+            };
             let mut session = Session::new(&job, model()).unwrap();
             let all: Vec<usize> = (0..4).collect();
             let micro_batches = all.chunks(size).map(|c| rows.batch(c, 1).unwrap()).collect();

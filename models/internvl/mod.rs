@@ -277,6 +277,10 @@ impl Vlm for InternVl {
         self.config.tokens_per_tile()
     }
 
+    fn tile_patches(&self) -> usize {
+        self.config.grid().pow(2)
+    }
+
     fn reconcile<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
         let (count, positions) = (self.tile_features(), batch.feature_index.len());
         let surplus = batch.pixels.len() * count > positions && positions.is_multiple_of(count);

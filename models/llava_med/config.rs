@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Kind, Result},
-    models::named,
+    models::{PresetConfig, named},
     nn::{decoder::DecoderShape, vit::ClipVisionConfig},
 };
 
@@ -141,6 +141,30 @@ impl LlavaMedConfig {
         }
     }
 
+    /// The same architecture with half a billion parameters, between the release and `tiny`: for measuring.
+    #[must_use]
+    pub fn half_b() -> Self {
+        Self {
+            hidden_size: 1024,
+            intermediate_size: 3072,
+            num_hidden_layers: 28,
+            num_attention_heads: 16,
+            num_key_value_heads: Some(4),
+            mm_vision_tower: None,
+            mm_hidden_size: 768,
+            vision_config: Some(ClipVisionConfig {
+                hidden_size: 768,
+                intermediate_size: 3072,
+                num_hidden_layers: 12,
+                num_attention_heads: 12,
+                image_size: 336,
+                patch_size: 14,
+                ..ClipVisionConfig::default()
+            }),
+            ..Self::v1_5_7b()
+        }
+    }
+
     /// The same architecture at a size that two CPU cores train in minutes.
     #[must_use]
     pub fn tiny() -> Self {
@@ -175,7 +199,9 @@ impl LlavaMedConfig {
     /// # Errors
     /// There is none.
     pub fn preset(name: &str) -> Result<Self> {
-        named(&[("v1.5-7b", Self::v1_5_7b as fn() -> Self), ("tiny", Self::tiny as fn() -> Self)], name)
+        let presets: [PresetConfig<Self>; 3] =
+            [("v1.5-7b", Self::v1_5_7b), ("0.5b", Self::half_b), ("tiny", Self::tiny)];
+        named(&presets, name)
     }
 
     /// Reads `config.json` of a checkpoint directory.

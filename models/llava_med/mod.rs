@@ -48,6 +48,13 @@ pub static DEF: ModelDef = ModelDef {
             lora_targets: LORA_TARGETS,
         },
         Preset {
+            name: "0.5b",
+            about: "the same architecture with half a billion parameters, never published; for measuring",
+            vocab_size: 32_000,
+            max_tiles: 1,
+            lora_targets: LORA_TARGETS,
+        },
+        Preset {
             name: "tiny",
             about: "the same architecture, trained in minutes on two CPU cores",
             vocab_size: 1536,

@@ -319,6 +319,10 @@ impl Vlm for QwenVl {
         self.config.visual.n_queries
     }
 
+    fn tile_patches(&self) -> usize {
+        (self.config.visual.image_size / self.config.visual.patch_size.max(1)).pow(2)
+    }
+
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         embedding_forward(&self.transformer.wte, input_ids)
     }

@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Kind, Result},
     models::{self, AnyVlm, LoadOptions, ModelDef, tower_sizes},
     nn::visit::{NamedParam, named_params},
+    resident,
     run_dir::read_json,
     stage::Ctx,
     train::memory::{Load, Memory, account},
@@ -98,14 +99,11 @@ fn load(dir: &Path, options: &LoadOptions, ctx: &Ctx) -> Result<Loaded> {
     let model = (models::detect(dir)?.load)(dir, options, &ctx.device)?;
     let held = named_params(&model).into_iter().filter(|p| p.linear_weight).find_map(|p| p.dtype);
     let dtype = held.map_or(FloatDType::F32, FloatDType::from);
-    Ok(Loaded { dtype: torch_dtype(dtype), seconds: started.elapsed().as_secs_f64(), peak_bytes: peak_bytes() })
-}
-
-/// Largest resident memory of this process, memory maps included.
-fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    Ok(Loaded {
+        dtype: torch_dtype(dtype),
+        seconds: started.elapsed().as_secs_f64(),
+        peak_bytes: resident::peak_bytes(),
+    })
 }
 
 fn read(dir: &Path, options: &LoadOptions) -> Result<Report> {

@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod ablate;
+mod bench;
 mod catalogue;
 mod data;
 mod dry;
@@ -47,6 +48,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Score(args) => score::score(g, &args),
         Verb::Ablate(args) => ablate::ablate(g, &args),
         Verb::Plan(args) => run::plan(g, &args),
+        Verb::Bench(args) => bench::bench(g, &args),
         Verb::Generate(args) => model::answer(g, &args),
         Verb::Merge(args) => export::fold(g, &args),
         Verb::Export(args) => export::export(g, &args),

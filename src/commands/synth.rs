@@ -5,11 +5,12 @@ use serde_json::json;
 use super::{bytes, columns, context, count, emit};
 use crate::{
     cli::{Global, SynthArgs},
+    device::DeviceSpec,
     error::{Error, Kind, Result},
     models::{self, LoadOptions, MODELS, ModelDef, Preset, TokenizerFiles},
     run_dir::{write_atomic, write_files},
-    stage::train::copy_processor_files,
-    weights::{Dtype, Synth, torch_dtype},
+    stage::{Ctx, train::copy_processor_files},
+    weights::{Dtype, Synth, Synthesised, torch_dtype},
 };
 
 /// What a made-up tokenizer learns its first pieces from.
@@ -26,7 +27,7 @@ const TEXTS: [&str; 6] = [
 const STD: f64 = 0.02;
 
 /// The preset called `name`, alone or behind its family.
-fn find(name: &str) -> Result<(&'static ModelDef, &'static Preset)> {
+pub(super) fn find(name: &str) -> Result<(&'static ModelDef, &'static Preset)> {
     let all = MODELS.iter().flat_map(|def| def.presets.iter().map(move |p| (*def, p)));
     let long = |(def, preset): &(&ModelDef, &Preset)| format!("{}/{}", def.name, preset.name);
     let found: Vec<_> = all.clone().filter(|x| x.1.name == name || long(x) == name).collect();
@@ -47,20 +48,8 @@ pub(super) fn synth(global: &Global, args: &SynthArgs) -> Result<()> {
             .at(args.dir.display())
             .help("remove it, or choose another directory"));
     }
-    let ctx = context(global)?;
-    let (model, _) = (def.empty)(preset.name, &ctx.device)?;
     let dtype = dtype(args.dtype, preset);
-    let job = Synth {
-        seed: args.seed,
-        std: STD,
-        dtype,
-        layout: def.release.layout,
-        max_shard_bytes: def.release.max_shard_bytes,
-    };
-    let done = job.write(&model, &args.dir, ctx.progress, &|| ctx.check())?;
-    let tokenizer = tokenizer(def, preset, args)?;
-    write_atomic(&args.dir.join("README.md"), readme(def, preset, args, &tokenizer).as_bytes())?;
-    write_files(&args.dir, &model.config_files(dtype)?)?;
+    let (done, tokenizer) = write(def, preset, args, &context(global)?)?;
     // what reads it must accept it
     let processor = models::processor(&args.dir, &LoadOptions::default())?;
     let value = json!({
@@ -79,6 +68,24 @@ pub(super) fn synth(global: &Global, args: &SynthArgs) -> Result<()> {
         ];
         columns(&rows.map(|(name, value)| vec![name.to_string(), value]))
     })
+}
+
+/// Writes all files of a random checkpoint; returns what was written and where its tokenizer is from.
+pub(super) fn write(def: &ModelDef, preset: &Preset, args: &SynthArgs, ctx: &Ctx) -> Result<(Synthesised, String)> {
+    let (model, _) = (def.empty)(preset.name, &DeviceSpec::Cpu.open()?)?;
+    let dtype = dtype(args.dtype, preset);
+    let job = Synth {
+        seed: args.seed,
+        std: STD,
+        dtype,
+        layout: def.release.layout,
+        max_shard_bytes: def.release.max_shard_bytes,
+    };
+    let done = job.write(&model, &args.dir, ctx.progress, &|| ctx.check())?;
+    let tokenizer = tokenizer(def, preset, args)?;
+    write_atomic(&args.dir.join("README.md"), readme(def, preset, args, &tokenizer).as_bytes())?;
+    write_files(&args.dir, &model.config_files(dtype)?)?;
+    Ok((done, tokenizer))
 }
 
 /// Releases are in bf16, the tiny presets in f32.

@@ -9,7 +9,10 @@ use std::{
     time::Instant,
 };
 
-use burn::module::Module;
+use burn::{
+    module::Module,
+    tensor::{DType, Device, FloatDType},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -30,7 +33,7 @@ use crate::{
         trainer::{Finished, Job, train},
     },
     vlm::{Processor, Vlm},
-    weights::{SaveOptions, written_dtype},
+    weights::{Pages, SaveOptions, keeps_half, written_dtype},
 };
 
 /// `train.json`.
@@ -86,7 +89,7 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         return Err(Error::new(Kind::Data, "no row to train on").found(format!("{rows_in} rows, all rejected")));
     }
     let (validation, _) = survey("read validation rows", validation, processor.as_ref(), &plan.train, ctx.progress);
-    let model = (models::detect(&base)?.load)(&base, &options, &ctx.device)?;
+    let (model, pages) = load_model(plan, &base, options, &ctx.device)?;
     let job = Job {
         config: &plan.train,
         adapter: &plan.adapter,
@@ -94,6 +97,7 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         dir,
         ctx,
         fingerprint: fingerprint(plan, dir, &base, processor.as_ref())?,
+        pages,
     };
     let finished = train(&job, model, &rows, &validation)?;
     let output = write(plan, dir, ctx, &base, processor.as_ref(), &finished)?;
@@ -115,6 +119,44 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
     };
     dir.write_json("train.json", &report)?;
     Ok(summary(&report))
+}
+
+/// Loads the model that is trained, and says which of its weights stay in their file.
+///
+/// # Errors
+/// A checkpoint that cannot be loaded, or weights that cannot stay on disk although they should.
+pub fn load_model(
+    plan: &Plan,
+    base: &Path,
+    mut options: LoadOptions,
+    device: &Device,
+) -> Result<(AnyVlm, Option<Pages>)> {
+    let family = models::detect(base)?;
+    if !plan.train.offload_params {
+        return Ok(((family.load)(base, &options, device)?, None));
+    }
+    let cannot = |why: &str| {
+        Error::new(Kind::Config, "weights cannot stay on disk")
+            .at("train.offload_params")
+            .expected("a checkpoint of bfloat16 or float16 that is trained on the CPU in that type")
+            .found(why)
+    };
+    if !keeps_half(device) {
+        return Err(cannot("another device"));
+    }
+    let checkpoint = (family.weights)(base, &options)?;
+    let stored = checkpoint.dtype().filter(|d| matches!(d, DType::BF16 | DType::F16)).map(FloatDType::from);
+    let stored = stored.ok_or_else(|| cannot("weights stored in float32"))?;
+    if options.dtype.is_some_and(|wanted| wanted != stored) {
+        return Err(cannot("another type as model.dtype"));
+    }
+    options.dtype = Some(stored);
+    let towers = (family.shape)(base, &options, device)?.towers();
+    let pages = Pages::of(&checkpoint, towers)?;
+    let model = (family.load)(base, &options, device)?;
+    // Norms and biases have been copied; nothing else has been used.
+    pages.release_all();
+    Ok((model, Some(pages)))
 }
 
 fn survey<'a>(
@@ -147,6 +189,8 @@ fn fingerprint(plan: &Plan, dir: &RunDir, base: &Path, processor: &dyn Processor
         save_steps: 0,
         save_total_limit: 1,
         dataloader_num_workers: 1,
+        offload_params: false,
+        offload_activations: false,
         ..plan.train.clone()
     };
     let all = json!({

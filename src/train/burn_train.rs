@@ -15,7 +15,7 @@ use super::{
     loss::Loss,
     objective::Objective,
     params::{GradientSum, trained},
-    step::{self, Vision},
+    step::{self, Saving, Vision},
 };
 use crate::{
     models::AnyVlm,
@@ -80,7 +80,8 @@ impl TrainStep for AnyVlm {
             Some(pixels) if frozen => Vision::Features(self.valid().vision(pixels)),
             Some(pixels) => Vision::Pixels(pixels),
         };
-        let loss = step::backward(self, &batch, &vision, &objective, true, &device, &mut gradients);
+        let loss = step::backward(self, &batch, &vision, &objective, Saving::RECOMPUTE, &device, &mut gradients)
+            .expect("inputs of layers stay in memory");
         let item = TokenLoss::new(&loss, &device);
         let mut grads = Registered { sums: gradients.sums.into_iter(), params: GradientsParams::new() };
         self.visit(&mut grads);
@@ -96,7 +97,7 @@ impl InferenceStep for AnyVlm {
         let device = device_of(self);
         let plain = self.valid();
         let vision = batch.pixels(&device).map_or(Vision::None, |p| Vision::Features(plain.vision(p)));
-        TokenLoss::new(&step::evaluate(&plain, &batch, &vision, &device), &device)
+        TokenLoss::new(&step::evaluate(&plain, &batch, &vision, Saving::default(), &device), &device)
     }
 }
 

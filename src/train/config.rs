@@ -88,6 +88,11 @@ pub struct TrainConfig {
     /// Recompute each decoder layer in the backward pass instead of keeping its activations: far less memory, about a
     /// third more time. `auto` recomputes when the activations of a batch are estimated above 1 GiB.
     pub recompute: Recompute,
+    /// Frozen weights stay in their file: each layer is read when it is used and dropped afterwards. Needs a checkpoint
+    /// in safetensors of a half type, and the CPU.
+    pub offload_params: bool,
+    /// The inputs of the decoder layers wait for the backward pass in a file of the run directory.
+    pub offload_activations: bool,
     /// Steps between two lines of log.jsonl.
     pub logging_steps: usize,
     /// Steps between two evaluations of the validation rows; 0 means none.
@@ -142,6 +147,8 @@ impl Default for TrainConfig {
             group_by_length: false,
             pad_to_multiple_of: 8,
             recompute: Recompute::Auto,
+            offload_params: false,
+            offload_activations: false,
             logging_steps: 1,
             eval_steps: 0,
             save_steps: 100,
@@ -191,6 +198,10 @@ impl TrainConfig {
         require(self.gradient_accumulation_steps > 0, "gradient_accumulation_steps must be at least 1");
         require(self.pad_to_multiple_of > 0, "pad_to_multiple_of must be at least 1");
         require(self.logging_steps > 0, "logging_steps must be at least 1");
+        require(
+            self.recompute != Recompute::Never || !(self.offload_params || self.offload_activations),
+            "recompute must not be never with offload_params or offload_activations: both work layer by layer",
+        );
         require(self.save_total_limit > 0, "save_total_limit must be at least 1");
         require(
             self.eval_steps > 0 || (self.early_stopping_patience == 0 && !self.load_best_model_at_end),

@@ -4,6 +4,8 @@
 //! pass runs one layer at a time, as a vector-Jacobian product on a graph that is built for that layer and dropped
 //! after it. Both ways end in the same gradients. What is frozen never gets a graph.
 
+use std::path::Path;
+
 use burn::{
     module::Module,
     tensor::{Device, Gradients, IndexingUpdateOp, Tensor, TensorData},
@@ -12,9 +14,51 @@ use burn::{
 use super::{
     loss::{self, Loss, Targets},
     objective::Objective,
+    offload::LayerInputs,
     params::GradientSum,
 };
-use crate::vlm::{Batch, Vlm};
+use crate::{
+    error::Result,
+    vlm::{Batch, Vlm},
+    weights::{Pages, Part},
+};
+
+/// How a pass saves memory, at the price of time. Nothing here changes a result.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Saving<'a> {
+    /// Only the inputs of the decoder layers are kept, and the layers computed again one at a time.
+    pub recompute: bool,
+    /// Weights that stay in their file, read and dropped layer by layer.
+    pub pages: Option<&'a Pages>,
+    /// Directory for the inputs of the layers; in memory without one.
+    pub offload: Option<&'a Path>,
+}
+
+impl Saving<'_> {
+    /// Every layer is computed again; nothing else is saved.
+    pub const RECOMPUTE: Self = Saving { recompute: true, pages: None, offload: None };
+
+    /// Tells that `part` is done, and that `next` will be needed.
+    fn pass(&self, part: Part, next: Option<Part>) {
+        if let Some(pages) = self.pages {
+            pages.release(part);
+            next.into_iter().for_each(|next| pages.expect(next));
+        }
+    }
+
+    /// Decoder layer `i` is done on the way up.
+    fn up(&self, i: usize, layers: usize) {
+        // The last one is the first on the way back.
+        if i + 1 < layers {
+            self.pass(Part::Layer(i), (i + 2 < layers).then_some(Part::Layer(i + 2)));
+        }
+    }
+
+    /// Decoder layer `i` is done on the way back.
+    fn down(&self, i: usize) {
+        self.pass(Part::Layer(i), i.checked_sub(2).map(Part::Layer));
+    }
+}
 
 /// What the vision tower gets, or has already made.
 #[derive(Debug, Clone)]
@@ -43,36 +87,40 @@ pub fn inputs<M: Vlm>(model: &M, batch: &Batch, vision: &Vision, device: &Device
 
 /// Loss of a batch without gradients; `model` must be without autodiff.
 #[must_use]
-pub fn evaluate<M: Vlm>(model: &M, batch: &Batch, vision: &Vision, device: &Device) -> Loss {
+pub fn evaluate<M: Vlm>(model: &M, batch: &Batch, vision: &Vision, saving: Saving<'_>, device: &Device) -> Loss {
     let targets = Targets::of(batch);
     let context = model.context(batch, device);
     let mut x = inputs(model, batch, vision, device);
-    for i in 0..model.num_layers() {
+    let layers = model.num_layers();
+    for i in 0..layers {
         x = model.layer(i, x, &context, None);
+        saving.pass(Part::Layer(i), (i + 2 < layers).then_some(Part::Layer(i + 2)));
     }
     loss::evaluate(model, targets.select(x, device), &targets.labels, device)
 }
 
-/// Adds the gradient of the `objective` on `batch` to `gradients`, and returns the loss. `device` is without autodiff,
-/// `model` with.
-#[must_use]
+/// Adds the gradient of the `objective` on `batch` to `gradients`, and returns the loss. `device` is
+/// without autodiff, `model` with. Weights and inputs of layers stay out of memory only where layers are recomputed.
+///
+/// # Errors
+/// The inputs of the layers cannot be written to their file.
 pub fn backward<M: Vlm + Module>(
     model: &M,
     batch: &Batch,
     vision: &Vision,
     objective: &Objective<'_>,
-    recompute: bool,
+    saving: Saving<'_>,
     device: &Device,
     gradients: &mut GradientSum,
-) -> Loss {
+) -> Result<Loss> {
     let targets = Targets::of(batch);
     if targets.labels.is_empty() {
-        return Loss::default();
+        return Ok(Loss::default());
     }
-    if recompute {
-        layer_by_layer(model, batch, vision, objective, &targets, device, gradients)
+    if saving.recompute {
+        layer_by_layer(model, batch, vision, objective, &targets, saving, device, gradients)
     } else {
-        one_graph(model, batch, vision, objective, &targets, device, gradients)
+        Ok(one_graph(model, batch, vision, objective, &targets, device, gradients))
     }
 }
 
@@ -104,45 +152,55 @@ fn one_graph<M: Vlm + Module>(
     loss
 }
 
+#[expect(clippy::too_many_arguments, reason = "a pass is about all of them")]
 fn layer_by_layer<M: Vlm + Module>(
     model: &M,
     batch: &Batch,
     vision: &Vision,
     objective: &Objective<'_>,
     targets: &Targets,
+    saving: Saving<'_>,
     device: &Device,
     gradients: &mut GradientSum,
-) -> Loss {
+) -> Result<Loss> {
     let context = model.context(batch, device);
     let plain = model.valid();
     let embedded = inputs(model, batch, vision, device);
-    let mut kept = vec![embedded.clone().without_autodiff()];
-    for i in 0..plain.num_layers() {
-        let x = plain.layer(i, kept[i].clone(), &context, None);
-        kept.push(x);
+    saving.pass(Part::Vision, Some(Part::Layer(0)));
+    saving.pass(Part::Projector, Some(Part::Layer(1)));
+    let layers = plain.num_layers();
+    let mut kept = LayerInputs::new(saving.offload)?;
+    let mut last = embedded.clone().without_autodiff();
+    for i in 0..layers {
+        let x = plain.layer(i, last.clone(), &context, None);
+        kept.push(last)?;
+        last = x;
+        saving.up(i, layers);
     }
-    let last = kept.pop().expect("at least the embedded input");
     let shape = last.dims();
-    let (loss, picked) = loss::backward(model, targets.select(last, device), targets, objective, device, gradients);
+    let states = targets.select(last, device);
+    let (loss, picked) = loss::backward(model, states, targets, objective, device, gradients);
+    saving.pass(Part::Ends, layers.checked_sub(2).map(Part::Layer));
     let mut gradient = unselect(picked, &targets.states, shape, device);
-    for i in (0..model.num_layers()).rev() {
-        let x = kept.pop().expect("one input per layer").autodiff();
+    for i in (0..layers).rev() {
+        let x = kept.pop(device)?.autodiff();
         let needed = i > 0 || embedded.is_tracked();
         let x = if needed { x.require_grad() } else { x };
         let y = model.layer(i, x.clone(), &context, None);
         if !y.is_tracked() {
-            return loss;
+            return Ok(loss);
         }
         let mut found = pull_back(y, gradient.clone());
         if needed {
             gradient = x.grad_remove(&mut found).expect("a layer depends on its input");
         }
         gradients.add(found);
+        saving.down(i);
     }
     if embedded.is_tracked() {
         gradients.add(pull_back(embedded, gradient));
     }
-    loss
+    Ok(loss)
 }
 
 /// Reverse of [`Targets::select`]: rows of `x` at `indices` of a zero tensor.
@@ -264,8 +322,9 @@ mod tests {
                 Some(p) if config.vision == TowerMode::Frozen => Vision::Features(plain.vision(p)),
                 Some(p) => Vision::Pixels(p),
             };
-            let loss = backward(model, batch, &vision, &Objective::Tokens(0.1), recompute, &device, &mut sum);
-            let plain_loss = evaluate(&plain, batch, &vision, &device);
+            let saving = Saving { recompute, ..Saving::default() };
+            let loss = backward(model, batch, &vision, &Objective::Tokens(0.1), saving, &device, &mut sum).unwrap();
+            let plain_loss = evaluate(&plain, batch, &vision, saving, &device);
             assert!((loss.sum() - plain_loss.sum()).abs() < 1e-4, "{} {}", loss.sum(), plain_loss.sum());
         }
         let names = params::trained(model, model.towers());
@@ -303,6 +362,26 @@ mod tests {
             assert!(one.iter().any(|(_, g)| g.iter().any(|x| x.abs() > 1e-4)), "{config:?}");
             assert_close(&one, &layered);
         }
+    }
+
+    #[test]
+    fn inputs_of_layers_on_disk_end_in_the_same_bits() {
+        let config = towers(TowerMode::Frozen, TowerMode::Full, TowerMode::Lora);
+        let (model, batch, dir) = (prepared(&config), batch(&rows()), tempfile::tempdir().unwrap());
+        let device = Device::flex();
+        let vision = Vision::Features(model.valid().vision(batch.pixels(&device).unwrap()));
+        let run = |saving| {
+            let mut sum = GradientSum::new(&model);
+            let loss = backward(&model, &batch, &vision, &Objective::Tokens(0.1), saving, &device, &mut sum).unwrap();
+            let sums = sum.sums.into_iter().map(|g| g.map(|g| g.into_data().try_to_vec::<f32>().unwrap()));
+            (loss.nll, sums.collect::<Vec<_>>())
+        };
+        let saving = Saving { offload: Some(dir.path()), ..Saving::RECOMPUTE };
+        assert_eq!(run(saving), run(Saving::RECOMPUTE));
+        let missing = dir.path().join("missing");
+        let saving = Saving { offload: Some(&missing), ..Saving::RECOMPUTE };
+        let error = backward(&model, &batch, &vision, &Objective::Tokens(0.1), saving, &device, &mut GradientSum::new(&model));
+        assert!(error.unwrap_err().to_string().contains("missing"));
     }
 
     #[test]
@@ -349,7 +428,7 @@ mod tests {
                 })
                 .valid();
                 let vision = Vision::Features(moved.vision(batch.pixels(&device).unwrap()));
-                0.1 * evaluate(&moved, &batch, &vision, &device).sum()
+                0.1 * evaluate(&moved, &batch, &vision, Saving::default(), &device).sum()
             };
             let numeric = (slope(1e-2) - slope(-1e-2)) / 2e-2;
             let exact = f64::from(found[name][1]);

@@ -19,7 +19,7 @@ use super::{
     optimizer::AdamW,
     params::{self, GradientSum, Trained},
     schedule::Schedule,
-    step::{self, Vision},
+    step::{self, Saving, Vision},
 };
 use crate::{
     adapter::{AdapterConfig, inject::prepare, lora::DropoutClock, target::Coverage},
@@ -28,6 +28,7 @@ use crate::{
     run_dir::{JsonlWriter, RunDir},
     stage::Ctx,
     vlm::{Batch, Pixels, Vlm},
+    weights::Pages,
 };
 
 /// Device memory for features of a frozen vision tower.
@@ -50,6 +51,8 @@ pub struct Job<'a> {
     pub ctx: &'a Ctx,
     /// Hash of everything that decides the result; checkpoints of another one are not continued.
     pub fingerprint: String,
+    /// Mapped weights that are read and dropped layer by layer.
+    pub pages: Option<Pages>,
 }
 
 /// A finished training.
@@ -244,17 +247,17 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
                 LossReduction::MicroMean => 1.0 / (batch.supervised().max(1) * micro.len()) as f64,
             };
             let vision = self.vision(batch);
-            let recompute = self.recompute(batch);
+            let saving = self.saving(batch);
             self.clock.start((self.state.step * self.job.config.gradient_accumulation_steps + k) as u64);
             let loss = step::backward(
                 &self.model,
                 batch,
                 &vision,
                 &Objective::Tokens(weight),
-                recompute,
+                saving,
                 &self.device,
                 gradients,
-            );
+            )?;
             self.clock.stop();
             if !loss.sum().is_finite() {
                 return Err(self.bad_loss(batch, &loss));
@@ -274,14 +277,18 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
         batch.pixels(&self.device).map_or(Vision::None, Vision::Pixels)
     }
 
-    fn recompute(&self, batch: &Batch) -> bool {
-        match self.job.config.recompute {
+    fn saving(&self, batch: &Batch) -> Saving<'a> {
+        let pages = self.job.pages.as_ref();
+        let offload = self.job.config.offload_activations.then(|| self.job.dir.root());
+        let recompute = match self.job.config.recompute {
+            _ if pages.is_some() || offload.is_some() => true,
             Recompute::Always => true,
             Recompute::Never => false,
             Recompute::Auto => {
                 step::activation_bytes(batch, self.model.num_layers(), self.hidden_size) > ACTIVATION_BYTES
             }
-        }
+        };
+        Saving { recompute, pages, offload }
     }
 
     /// Loss per supervised token of `rows`.
@@ -299,7 +306,7 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
                 Vision::Pixels(pixels) => Vision::Features(plain.vision(pixels)),
                 other => other,
             };
-            let loss = step::evaluate(&plain, &batch, &vision, &self.device);
+            let loss = step::evaluate(&plain, &batch, &vision, self.saving(&batch), &self.device);
             sum += loss.sum();
             count += loss.nll.len();
         }

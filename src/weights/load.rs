@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{
     keeps_half,
+    map::Part,
     read::{Checkpoint, listing},
 };
 use crate::{
@@ -115,6 +116,8 @@ pub fn tensor_from<const D: usize>(
     device: &Device,
 ) -> Result<Tensor<D>> {
     let mut values = checkpoint.values(name)?.cast(dtype);
+    // Copied: what is mapped would only count twice.
+    checkpoint.mapped(name).into_iter().for_each(Part::release);
     let mut shape = checkpoint.info(name).map(|i| i.shape.clone()).unwrap_or_default();
     if shape.len() != D {
         return Err(Error::new(Kind::Checkpoint, "tensor has the wrong rank").at(name).expected(D).found(shape.len()));

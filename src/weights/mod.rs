@@ -7,6 +7,8 @@
 mod convert;
 mod init;
 mod load;
+mod map;
+mod pages;
 mod pickle;
 mod read;
 mod save;
@@ -14,6 +16,7 @@ mod synth;
 
 pub use init::init_random;
 pub use load::{Fit, compare, load, tensor_from};
+pub use pages::{Pages, Part};
 pub use read::{Checkpoint, TensorInfo};
 pub use save::{Layout, SaveOptions, save};
 pub use synth::{Synth, Synthesised};

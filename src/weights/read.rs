@@ -3,18 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use burn::tensor::{AllocationProperty, Bytes as Shared, DType};
-use memmap2::Mmap;
 use pytorch_reader::{DType as PytorchDType, PickleValue, PytorchReader, Tensor as PytorchTensor};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::convert::Values;
+use super::{
+    convert::Values,
+    map::{MappedFile, Part},
+};
 use crate::error::{Error, Kind, Result};
 
 /// Shape and type of a tensor in a file.
@@ -44,21 +44,8 @@ impl TensorInfo {
 
 #[derive(Clone)]
 enum Bytes {
-    Mapped { map: Arc<Mmap>, start: usize, end: usize },
+    Mapped(Part),
     Pickled(Box<PytorchTensor>),
-}
-
-/// A part of a memory map that keeps the map alive.
-struct Part {
-    map: Arc<Mmap>,
-    start: usize,
-    end: usize,
-}
-
-impl AsRef<[u8]> for Part {
-    fn as_ref(&self) -> &[u8] {
-        &self.map[self.start..self.end]
-    }
 }
 
 #[derive(Clone)]
@@ -211,9 +198,7 @@ impl Checkpoint {
                 .found(format!("{:?}", entry.info.dtype))
         };
         match &entry.bytes {
-            Bytes::Mapped { map, start, end } => {
-                Values::from_little_endian(&map[*start..*end], entry.info.dtype).ok_or_else(not_float)
-            }
+            Bytes::Mapped(part) => Values::from_little_endian(part.as_ref(), entry.info.dtype).ok_or_else(not_float),
             Bytes::Pickled(tensor) => {
                 let bytes = tensor.read().map_err(|e| Error::io(&entry.info.file, e))?;
                 Values::from_little_endian(&bytes, entry.info.dtype).ok_or_else(not_float)
@@ -228,11 +213,10 @@ impl Checkpoint {
     pub(super) fn stored(&self, name: &str) -> Result<Shared> {
         let entry = self.entry(name)?;
         Ok(match &entry.bytes {
-            Bytes::Mapped { map, start, end } => {
-                let part = Part { map: map.clone(), start: *start, end: *end };
+            Bytes::Mapped(part) => {
                 let aligned = part.as_ref().as_ptr().align_offset(entry.info.dtype.size()) == 0;
                 if aligned && cfg!(target_endian = "little") {
-                    Shared::from_shared(bytes::Bytes::from_owner(part), AllocationProperty::File)
+                    Shared::from_shared(bytes::Bytes::from_owner(part.clone()), AllocationProperty::File)
                 } else {
                     Shared::from_bytes_vec(part.as_ref().to_vec())
                 }
@@ -243,14 +227,19 @@ impl Checkpoint {
         })
     }
 
-    /// Reads a mapped tensor into memory, so that its first use does not wait for the disk.
+    /// Reads a mapped tensor into memory, so that its first use does not wait for the disk; nothing where the file is
+    /// streamed.
     pub(super) fn touch(&self, name: &str) {
-        /// No page is smaller.
-        const PAGE: usize = 4096;
-        if let Some(Entry { bytes: Bytes::Mapped { map, start, end }, .. }) = self.entries.get(name) {
-            for at in (*start..*end).step_by(PAGE) {
-                std::hint::black_box(map[at]);
-            }
+        if let Some(part) = self.mapped(name).filter(|part| !part.is_streamed()) {
+            part.touch();
+        }
+    }
+
+    /// Where a tensor lies in a memory map; none in a PyTorch file.
+    pub(super) fn mapped(&self, name: &str) -> Option<&Part> {
+        match &self.entries.get(name)?.bytes {
+            Bytes::Mapped(part) => Some(part),
+            Bytes::Pickled(_) => None,
         }
     }
 
@@ -294,24 +283,17 @@ fn damaged(path: &Path) -> Error {
         .help("download the file again and compare its checksum")
 }
 
-#[expect(unsafe_code, reason = "a memory map is the way to read 15 GB of weights without a copy")]
-fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    // SAFETY: the file is only read; a checkpoint that another process shortens meanwhile ends this process, as it
-    // would end any program that maps it.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
-}
-
 fn open_safetensors(path: &Path) -> Result<Vec<(String, Entry)>> {
-    let map = Arc::new(map(path)?);
-    if let Some(length) = announced_length(&map)
+    let file = MappedFile::open(path)?;
+    let map = file.bytes();
+    if let Some(length) = announced_length(map)
         && length != map.len() as u64
     {
         return Err(damaged(path)
             .expected(format!("{length} bytes, as its header says"))
             .found(format!("{} bytes", map.len())));
     }
-    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| damaged(path).source(e))?;
+    let (header, metadata) = SafeTensors::read_metadata(map).map_err(|e| damaged(path).source(e))?;
     let data = 8 + header;
     let mut found = Vec::new();
     for (name, info) in metadata.tensors() {
@@ -325,7 +307,7 @@ fn open_safetensors(path: &Path) -> Result<Vec<(String, Entry)>> {
             name,
             Entry {
                 info: TensorInfo { shape: info.shape.clone(), dtype, file: path.to_path_buf() },
-                bytes: Bytes::Mapped { map: map.clone(), start: data + start, end: data + end },
+                bytes: Bytes::Mapped(file.part(data + start, data + end)),
             },
         ));
     }

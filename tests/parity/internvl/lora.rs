@@ -225,7 +225,15 @@ impl<'a> Scenario<'a> {
         let temporary = tempfile::tempdir().unwrap();
         let dir = RunDir::open(temporary.path()).unwrap();
         let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
-        let job = Job { config: &config, adapter: &adapter, seed: 1, dir: &dir, ctx: &ctx, fingerprint: String::new() };
+        let job = Job {
+            config: &config,
+            adapter: &adapter,
+            seed: 1,
+            dir: &dir,
+            ctx: &ctx,
+            fingerprint: String::new(),
+            pages: None,
+        };
         let mut session = Session::new(&job, AnyVlm::InternVl(self.base.clone())).unwrap();
         let loaded = opened(self.adapted(), &trainable);
         let names = params::trained(&loaded, loaded.towers()).into_iter().map(|t| t.name);

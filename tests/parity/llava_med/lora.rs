@@ -453,7 +453,15 @@ impl Fixture {
         let temporary = tempfile::tempdir().unwrap();
         let dir = RunDir::open(temporary.path()).unwrap();
         let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
-        let job = Job { config: &config, adapter: &adapter, seed: 1, dir: &dir, ctx: &ctx, fingerprint: String::new() };
+        let job = Job {
+            config: &config,
+            adapter: &adapter,
+            seed: 1,
+            dir: &dir,
+            ctx: &ctx,
+            fingerprint: String::new(),
+            pages: None,
+        };
         let mut session = Session::new(&job, self.base()).unwrap();
         let loaded = open_trained(self.adapted());
         let names = params::trained(&loaded, loaded.towers()).into_iter().map(|t| t.name);

@@ -190,7 +190,15 @@ impl Fixture {
         let temporary = tempfile::tempdir().unwrap();
         let dir = RunDir::open(temporary.path()).unwrap();
         let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
-        let job = Job { config: &config, adapter: &adapter, seed: 1, dir: &dir, ctx: &ctx, fingerprint: String::new() };
+        let job = Job {
+            config: &config,
+            adapter: &adapter,
+            seed: 1,
+            dir: &dir,
+            ctx: &ctx,
+            fingerprint: String::new(),
+            pages: None,
+        };
         let compat = self.training().compat;
         let mut session = Session::new(&job, self.base().with_compat(compat)).unwrap();
         if modes.language == TowerMode::Lora {
@@ -242,6 +250,7 @@ impl Fixture {
                     &burn::module::Module::valid(&session.model),
                     part,
                     &vision(session, part, &self.device),
+                    step::Saving::default(),
                     &self.device,
                 );
                 near(
@@ -311,7 +320,8 @@ impl Fixture {
             let compat = Compat { padded_columns: true, ..Compat::default() };
             let model = burn::module::Module::valid(&session.model).with_compat(compat);
             let batch = self.training().batch;
-            let loss = step::evaluate(&model, &batch, &vision(session, &batch, &self.device), &self.device);
+            let vision = vision(session, &batch, &self.device);
+            let loss = step::evaluate(&model, &batch, &vision, step::Saving::default(), &self.device);
             let mean = loss.sum() / batch.supervised() as f64;
             near(checks, "loss after training", mean, number(golden, "final_eval_mode_loss"), LOSS);
         });
