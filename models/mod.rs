@@ -415,6 +415,14 @@ impl Vlm for AnyVlm {
         dispatch!(self, m => m.tile_patches())
     }
 
+    fn tile_values(&self) -> usize {
+        dispatch!(self, m => m.tile_values())
+    }
+
+    fn num_attention_heads(&self) -> usize {
+        dispatch!(self, m => m.num_attention_heads())
+    }
+
     fn reconcile<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
         dispatch!(self, m => m.reconcile(batch))
     }

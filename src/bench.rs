@@ -27,6 +27,7 @@ use crate::{
     stage::{Ctx, train::load_model},
     train::{
         flops::flops,
+        memory::{Held, Load, Machine, account},
         trainer::{Job, Session},
     },
     vlm::{Batch, Encoded, IGNORE, PaddingSide, Processor},
@@ -99,6 +100,8 @@ pub struct Report {
     pub model_flop_utilisation: f64,
     /// Largest memory: on the CPU that of the process, mapped files included; else what the device reserved.
     pub peak_memory_bytes: Option<u64>,
+    /// The same as `medtune plan` predicts it.
+    pub predicted_memory_bytes: u64,
     /// Largest memory of the process that belongs to no file, sampled.
     pub peak_anonymous_bytes: Option<u64>,
     /// Largest memory of the process when the model was loaded.
@@ -127,6 +130,8 @@ pub fn run(plan: &Plan, base: &Path, settings: Settings, dir: &RunDir, ctx: &Ctx
     let load_ms = millis(started);
     let loaded_memory_bytes = resident::peak_bytes();
     let (parameters, dtype) = facts(&model);
+    let predicted_memory_bytes =
+        predict(plan, base, &model, &batches(&row, settings, 0, processor.pad_id()), settings, ctx)?;
     let fingerprint = String::new();
     let job = Job { config: &plan.train, adapter: &plan.adapter, seed: plan.seed, dir, ctx, fingerprint, pages };
     let mut session = Session::new(&job, model)?;
@@ -181,6 +186,7 @@ pub fn run(plan: &Plan, base: &Path, settings: Settings, dir: &RunDir, ctx: &Ctx
         peak_flops_of,
         model_flop_utilisation: flops_per_step / (step_ms / 1e3) / peak_flops,
         peak_memory_bytes,
+        predicted_memory_bytes,
         peak_anonymous_bytes,
         loaded_memory_bytes,
         load_average: load_average(),
@@ -202,6 +208,29 @@ fn facts(model: &AnyVlm) -> (usize, &'static str) {
     let params = named_params(model);
     let dtype = params.iter().filter(|p| p.linear_weight).find_map(|p| p.dtype).unwrap_or(DType::F32);
     (params.iter().map(|p| p.num_elements()).sum(), torch_dtype(dtype.into()))
+}
+
+/// The account of these steps: nothing is read by a loader, and every image is a new one.
+fn predict(plan: &Plan, base: &Path, model: &AnyVlm, micro: &[Batch], settings: Settings, ctx: &Ctx) -> Result<u64> {
+    let cpu = crate::weights::keeps_half(&ctx.device);
+    let kept = named_params(model).iter().filter(|p| p.linear_weight).any(|p| p.dtype != Some(DType::F32));
+    let mapped = || Ok((models::detect(base)?.weights)(base, &plan.model.load_options())?.is_mapped());
+    let held = match (kept, cpu) {
+        (false, _) => Held::Float32,
+        (true, true) if mapped()? => Held::Mapped,
+        _ => Held::Half,
+    };
+    let batch = &micro[0];
+    let load = Load {
+        rows: batch.rows,
+        length: batch.length,
+        supervised: batch.supervised(),
+        tiles: batch.pixels.len(),
+        micro_batches: micro.len(),
+        all_rows: 0,
+        all_tiles: batch.pixels.len() * micro.len() * (settings.warmup + settings.steps),
+    };
+    Ok(account(model, &plan.train, &plan.adapter, Machine { cpu, held }, &load)?.peak)
 }
 
 /// A row with one image, a question, and an answer that fills it up to `length` positions.

@@ -8,6 +8,7 @@ use crate::{
     ablate::Axis,
     device::DeviceSpec,
     export::{Format, View},
+    fit::Size,
     score::read::Part,
     weights::Dtype,
 };
@@ -62,6 +63,9 @@ pub struct RecipeArgs {
     /// Hard limit on requests to language-model servers; short for --set llm.max_requests=N
     #[arg(long, value_name = "N")]
     pub max_requests: Option<u64>,
+    /// Make training fit into this much memory, for example 20GiB: gives up as little as it must, and says what
+    #[arg(long, value_name = "SIZE")]
+    pub fit: Option<Size>,
 }
 
 impl RecipeArgs {
@@ -141,6 +145,9 @@ pub struct BenchArgs {
     /// Override a value, for example --set train.recompute=always; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Make the step fit into this much memory, as `medtune plan --fit` does
+    #[arg(long, value_name = "SIZE")]
+    pub fit: Option<Size>,
     /// Rows of a micro-batch [default: that of the recipe, or 1 with --preset]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rows: Option<u32>,
@@ -180,10 +187,12 @@ pub enum Verb {
         after_help = "Examples:\n  medtune run phantom\n  medtune run phantom --out /tmp/try --set train.max_steps=50\n  medtune run my_recipe.toml --device cuda:0"
     )]
     Run(RecipeArgs),
-    /// Show the resolved plan: every value with where it came from, and what it amounts to
+    /// Show the resolved plan: every value with where it came from, and what it amounts to in steps and memory
     ///
-    /// Nothing is run and nothing is written.
-    #[command(after_help = "Examples:\n  medtune plan phantom\n  medtune plan my_recipe.toml --set seed=7 --json")]
+    /// Nothing is run and nothing is written; neither data nor weights nor the device need be there.
+    #[command(
+        after_help = "Examples:\n  medtune plan phantom\n  medtune plan my_recipe.toml --set seed=7 --json\n  medtune plan my_recipe.toml --device cuda --fit 24GiB"
+    )]
     Plan(RecipeArgs),
     /// Make instruction rows from the source: samples.jsonl
     #[command(after_help = STAGE_HELP)]

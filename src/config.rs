@@ -23,6 +23,8 @@ pub enum Origin {
     },
     /// An override on the command line, as typed.
     Set(String),
+    /// Chosen so that training fits into the memory that was asked for.
+    Fit(String),
 }
 
 impl fmt::Display for Origin {
@@ -31,6 +33,7 @@ impl fmt::Display for Origin {
             Self::Default => f.write_str("default"),
             Self::File { path, line } => write!(f, "{path}:{line}"),
             Self::Set(text) => write!(f, "--set {text}"),
+            Self::Fit(limit) => write!(f, "--fit {limit}"),
         }
     }
 }
@@ -132,13 +135,17 @@ impl Config {
 
     /// Puts an override `key=value` on top. The value is TOML; a bare word is text.
     pub fn set<T: DeserializeOwned>(&mut self, text: &str) {
+        self.set_from::<T>(text, Origin::Set(text.to_string()));
+    }
+
+    /// As [`Config::set`], with another origin.
+    pub fn set_from<T: DeserializeOwned>(&mut self, text: &str, origin: Origin) {
         let Some((key, raw)) = text.split_once('=').map(|(k, v)| (k.trim(), v.trim())) else {
             self.problems.push(format!("--set {text}: expected key=value, for example --set seed=7"));
             return;
         };
         let source = format!("{key} = {raw}");
         let parsed = DeTable::parse(&source).ok();
-        let origin = Origin::Set(text.to_string());
         let bare = Value::String(raw.to_string());
         match (self.keys.iter().find(|k| k.path == key), &parsed) {
             (Some(known), Some(table)) => {

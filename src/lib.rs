@@ -13,6 +13,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod export;
+pub mod fit;
 pub mod generate;
 pub mod hub;
 pub mod image;

@@ -23,13 +23,13 @@ use crate::{
 };
 
 /// Host memory for encoded rows that are kept for the next epoch.
-const CACHE_BYTES: usize = 512 << 20;
+pub(crate) const CACHE_BYTES: usize = 512 << 20;
 
 /// Batches of batches among which rows are sorted by length.
 const SORTED_TOGETHER: usize = 50;
 
 /// Steps that a worker may be ahead.
-const AHEAD: usize = 2;
+pub(crate) const AHEAD: usize = 2;
 
 /// A row that cannot be trained on.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     adapter::AdapterConfig,
-    config::{Config, Document, Setting, to_toml},
+    config::{Config, Document, Origin, Setting, to_toml},
     error::{Error, Kind, Result},
     generate::GenerateConfig,
     judge::{AnchorPolicy, Judge, JudgeConfig},
@@ -80,6 +80,8 @@ pub struct Resolved {
     pub name: String,
     /// Every value with where it came from.
     pub settings: Vec<Setting>,
+    /// Inputs that are not there, with the places where they are named.
+    pub missing: Vec<String>,
 }
 
 impl Resolved {
@@ -88,6 +90,19 @@ impl Resolved {
     /// # Errors
     /// Everything that is wrong with the configuration, in one error.
     pub fn new(recipe: &str, overrides: &[String]) -> Result<Self> {
+        let resolved = Self::for_planning(recipe, overrides, None)?;
+        match resolved.missing.is_empty() {
+            true => Ok(resolved),
+            false => Err(configuration_error(&resolved.missing)),
+        }
+    }
+
+    /// As [`Resolved::new`], for looking at a plan: inputs that are not there are listed, not refused. What was `chosen`
+    /// for a limit of memory goes on top.
+    ///
+    /// # Errors
+    /// Everything else that is wrong with the configuration, in one error.
+    pub fn for_planning(recipe: &str, overrides: &[String], chosen: Option<(&str, &[String])>) -> Result<Self> {
         let mut config = Config::new::<Plan>();
         let chain = chain(recipe, &mut config.problems);
         for file in chain.iter().rev() {
@@ -98,15 +113,21 @@ impl Resolved {
         for text in overrides {
             config.set::<Plan>(text);
         }
+        if let Some((limit, texts)) = chosen {
+            texts.iter().for_each(|text| config.set_from::<Plan>(text, Origin::Fit(limit.into())));
+        }
+        let mut missing = Vec::new();
         let plan = config.finish::<Plan>();
         // Checks across keys would only add noise to a recipe that was not found.
         if let Some(plan) = plan.as_ref().filter(|_| !chain.is_empty()) {
             for (key, problem) in plan.problems() {
                 config.object(&key, &problem);
             }
+            let place = |(key, problem): (&str, String)| format!("{}: {key}: {problem}", config.origin(key));
+            missing = plan.missing().into_iter().map(place).collect();
         }
         match plan.filter(|_| config.problems.is_empty()) {
-            Some(plan) => Ok(Self { plan, name: stem(recipe), settings: config.settings().to_vec() }),
+            Some(plan) => Ok(Self { plan, name: stem(recipe), settings: config.settings().to_vec(), missing }),
             None => Err(configuration_error(&config.problems)),
         }
     }
@@ -204,22 +225,28 @@ impl Plan {
         if self.data.test_fraction + self.data.validation_fraction >= 1.0 {
             add("data.validation_fraction", "together with data.test_fraction leaves no rows to train on".into());
         }
-        let paths = [
+        let paths = [("model.checkpoint", &self.model.checkpoint), ("model.vision_tower", &self.model.vision_tower)];
+        found.extend(absent(&paths).into_iter().map(|(key, problem)| (key.to_string(), problem)));
+        found
+    }
+
+    /// Inputs that a run needs and a plan does not, and that are not there.
+    fn missing(&self) -> Vec<(&'static str, String)> {
+        absent(&[
             ("data.path", &self.data.path),
             ("data.image_dir", &self.data.image_dir),
-            ("model.checkpoint", &self.model.checkpoint),
-            ("model.vision_tower", &self.model.vision_tower),
             ("judge.prompt", &self.judge.prompt),
             ("judge.anchor_file", &self.judge.anchor_file),
             ("judge.controls_before", &self.judge.controls_before),
-        ];
-        for (key, path) in paths {
-            if let Some(path) = path.as_deref().filter(|p| embedded_name(p).is_none() && !p.exists()) {
-                add(key, format!("there is no file or directory {}", path.display()));
-            }
-        }
-        found
+        ])
     }
+}
+
+/// Keys whose path does not exist.
+fn absent(paths: &[(&'static str, &Option<PathBuf>)]) -> Vec<(&'static str, String)> {
+    let there = |path: &Path| embedded_name(path).is_some() || path.exists();
+    let absent = paths.iter().filter_map(|(key, path)| Some((*key, path.as_deref().filter(|p| !there(p))?)));
+    absent.map(|(key, path)| (key, format!("there is no file or directory {}", path.display()))).collect()
 }
 
 /// Name of a checkpoint that is compiled in; none for a directory.

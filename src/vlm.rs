@@ -320,6 +320,12 @@ pub trait Vlm {
         self.tile_features()
     }
 
+    /// Values of the pixels of one tile.
+    fn tile_values(&self) -> usize;
+
+    /// Heads of the decoder's attention.
+    fn num_attention_heads(&self) -> usize;
+
     /// The batch as it is trained on: with a position for every image feature.
     ///
     /// # Errors

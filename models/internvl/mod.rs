@@ -281,6 +281,14 @@ impl Vlm for InternVl {
         self.config.grid().pow(2)
     }
 
+    fn tile_values(&self) -> usize {
+        3 * self.config.image_size().pow(2)
+    }
+
+    fn num_attention_heads(&self) -> usize {
+        self.config.llm_config.num_attention_heads
+    }
+
     fn reconcile<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
         let (count, positions) = (self.tile_features(), batch.feature_index.len());
         let surplus = batch.pixels.len() * count > positions && positions.is_multiple_of(count);

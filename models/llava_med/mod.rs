@@ -223,6 +223,14 @@ impl Vlm for LlavaMed {
         self.config.vision_config.as_ref().map_or(0, |vision| self.config.tokens_per_image(vision))
     }
 
+    fn tile_values(&self) -> usize {
+        self.config.vision_config.as_ref().map_or(0, |vision| vision.num_channels * vision.image_size.pow(2))
+    }
+
+    fn num_attention_heads(&self) -> usize {
+        self.config.num_attention_heads
+    }
+
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         embedding_forward(&self.model.embed_tokens, input_ids)
     }

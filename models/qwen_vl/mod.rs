@@ -323,6 +323,14 @@ impl Vlm for QwenVl {
         (self.config.visual.image_size / self.config.visual.patch_size.max(1)).pow(2)
     }
 
+    fn tile_values(&self) -> usize {
+        3 * self.config.visual.image_size.pow(2)
+    }
+
+    fn num_attention_heads(&self) -> usize {
+        self.config.num_attention_heads
+    }
+
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         embedding_forward(&self.transformer.wte, input_ids)
     }

@@ -261,6 +261,14 @@ impl Vlm for SiglipQwen2 {
         self.config.tokens_per_image()
     }
 
+    fn tile_values(&self) -> usize {
+        3 * self.config.vision_config.image_size.pow(2)
+    }
+
+    fn num_attention_heads(&self) -> usize {
+        self.config.text_config.num_attention_heads
+    }
+
     fn embed_tokens(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         embedding_forward(&self.language_model.model.embed_tokens, input_ids)
     }

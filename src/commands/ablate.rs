@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{columns, context, emit};
+use super::{columns, context, emit, run::resolve};
 use crate::{
     ablate::{self, Ablation},
     cli::{AblateArgs, Global},
     error::Result,
-    plan::Resolved,
     stage::report::words,
 };
 
@@ -24,7 +23,7 @@ const SHOWN: [(&str, &str); 7] = [
 
 /// Runs the views and prints their table.
 pub(super) fn ablate(global: &Global, args: &AblateArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe.recipe, &args.recipe.overrides())?;
+    let (resolved, _) = resolve(global, &args.recipe)?;
     let ctx = context(global)?;
     let root =
         args.recipe.out.clone().unwrap_or_else(|| PathBuf::from("run").join(format!("{}_ablation", resolved.name)));

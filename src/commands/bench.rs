@@ -1,12 +1,12 @@
 //! Speed and memory of training steps.
 
-use super::{bytes, columns, context, count, emit, synth};
+use super::{bytes, columns, context, count, emit, run, synth};
 use crate::{
     bench::{self, Report, Settings},
-    cli::{BenchArgs, Global, SynthArgs},
+    cli::{BenchArgs, Global, RecipeArgs, SynthArgs},
     error::{Error, Kind, Result},
     models::{self, ModelDef, Preset, tower_sizes},
-    plan::{Plan, Resolved},
+    plan::Plan,
     run_dir::RunDir,
     stage::{Ctx, encode::base_dir},
     weights::Dtype,
@@ -17,7 +17,7 @@ const SMALL: usize = 1_000_000_000;
 
 /// Measures.
 pub(super) fn bench(global: &Global, args: &BenchArgs) -> Result<()> {
-    let plan = plan(args)?;
+    let plan = plan(global, args)?;
     let ctx = context(global)?;
     let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let dir = RunDir::open(scratch.path())?;
@@ -37,7 +37,7 @@ pub(super) fn bench(global: &Global, args: &BenchArgs) -> Result<()> {
 }
 
 /// The plan that is measured.
-fn plan(args: &BenchArgs) -> Result<Plan> {
+fn plan(global: &Global, args: &BenchArgs) -> Result<Plan> {
     let mut overrides = Vec::new();
     let recipe = match (&args.recipe, &args.preset) {
         (_, Some(name)) => {
@@ -62,7 +62,15 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
     overrides.extend(args.model.iter().map(|dir| format!("model.checkpoint={}", dir.display())));
     overrides.extend(args.rows.iter().map(|n| format!("train.per_device_train_batch_size={n}")));
     overrides.extend(args.set.iter().cloned());
-    Ok(Resolved::new(recipe, &overrides)?.plan)
+    let args = RecipeArgs {
+        recipe: recipe.into(),
+        out: None,
+        set: overrides,
+        max_usd: None,
+        max_requests: None,
+        fit: args.fit.clone(),
+    };
+    Ok(run::resolve_to_measure(global, &args)?.plan)
 }
 
 /// A random checkpoint of a preset without one, if it is small.
@@ -116,8 +124,9 @@ fn text(r: &Report) -> String {
         (
             "memory",
             format!(
-                "at most {}, of it {} not in mapped files; {} when loaded",
+                "at most {} ({} predicted), of it {} not in mapped files; {} when loaded",
                 memory(r.peak_memory_bytes),
+                bytes(r.predicted_memory_bytes),
                 memory(r.peak_anonymous_bytes),
                 memory(r.loaded_memory_bytes)
             ),

@@ -8,14 +8,16 @@ use std::{
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::{columns, context, emit, run::out_dir};
+use super::{
+    columns, context, emit,
+    run::{out_dir, resolve},
+};
 use crate::{
     cli::{DataExportArgs, Global, RecipeArgs, ReviewArgs},
     datasets::{self, MARKED_SPLIT},
     error::{Error, Kind, Result},
     export::{self, Options, View},
     models,
-    plan::Resolved,
     recipe::Recipe,
     recipes::vqa::Vqa,
     review::{
@@ -38,7 +40,7 @@ const CHUNK: usize = 256;
 
 /// Reads every row and image of the source.
 pub(super) fn check(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let (resolved, _) = resolve(global, args)?;
     let ctx = context(global)?;
     let plan = &resolved.plan;
     let source = datasets::find(&plan.data.source)?;
@@ -119,7 +121,7 @@ impl Tally {
 
 /// Shows one row as the model sees it.
 pub(super) fn show(global: &Global, args: &RecipeArgs, row: usize) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let (resolved, _) = resolve(global, args)?;
     let ctx = context(global)?;
     let run = RunDir::open(out_dir(args, &resolved))?;
     crate::run::run(&resolved, &run, &ctx, "encode", false)?;
@@ -227,7 +229,7 @@ impl Tokens<'_> {
 
 /// Looks for test images in the training rows.
 pub(super) fn leak(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let (resolved, _) = resolve(global, args)?;
     let ctx = context(global)?;
     let mut plan = resolved.plan.clone();
     if plan.recipe()?.author().is_some() {

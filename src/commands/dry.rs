@@ -2,13 +2,16 @@
 
 use serde_json::json;
 
-use super::{columns, context, emit, run::out_dir};
+use super::{
+    columns, context, emit,
+    run::{out_dir, resolve},
+};
 use crate::{
     cli::{Global, RecipeArgs},
     error::{Error, Kind, Result},
     judge::{Anchor, AnchorPolicy, Judged, Ruling},
     llm::{Estimate, Message, Part, Request, Speaker},
-    plan::{Plan, Resolved},
+    plan::Plan,
     registry,
     run_dir::read_jsonl,
     sample::Sample,
@@ -21,7 +24,7 @@ use crate::{
 
 /// Requests of construction.
 pub(super) fn build(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let (resolved, _) = resolve(global, args)?;
     let plan = &resolved.plan;
     let Some(author) = plan.recipe()?.author() else { return Err(asks_nobody(plan)) };
     let ctx = Ctx { offline: true, ..context(global)? };
@@ -47,7 +50,7 @@ pub(super) fn build(global: &Global, args: &RecipeArgs) -> Result<()> {
 
 /// Requests of judging the answers that are there.
 pub(super) fn judge(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let (resolved, _) = resolve(global, args)?;
     let plan = &resolved.plan;
     let judge = plan.make_judge()?;
     if !judge.asks() {

@@ -2,23 +2,26 @@
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
-use burn::tensor::FloatDType;
+use burn::tensor::{DType, FloatDType};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{bytes, columns, context, count, emit};
 use crate::{
+    adapter::AdapterConfig,
     cli::{Global, InspectArgs},
     device::DeviceSpec,
     error::{Error, Kind, Result},
     models::{self, AnyVlm, LoadOptions, ModelDef, tower_sizes},
     nn::visit::{NamedParam, named_params},
     resident,
-    run_dir::read_json,
     stage::Ctx,
-    train::memory::{Load, Memory, account},
+    train::{
+        Recompute, TowerMode, TrainConfig,
+        memory::{Held, Load, Machine, Memory, account, to_answer},
+    },
     vlm::{Processor, Tower, Vlm},
-    weights::{Checkpoint, Fit, compare, torch_dtype, written_dtype},
+    weights::{Checkpoint, Fit, compare, default_dtype, torch_dtype},
 };
 
 /// Positions of the row that memory is estimated for.
@@ -44,7 +47,8 @@ struct Report {
     processor: Value,
     /// Ids of the tokenizer, and rows of the embeddings.
     vocabulary: Option<(usize, usize)>,
-    memory_to_answer: Memory,
+    /// Bytes to answer a row of 1,024 positions.
+    memory_to_answer: u64,
     memory_to_train: Memory,
     loaded: Option<Loaded>,
 }
@@ -123,7 +127,7 @@ fn read(dir: &Path, options: &LoadOptions) -> Result<Report> {
     let processor = models::processor(dir, options);
     let embeddings = vocabulary_rows(&model);
     let vocabulary = processor.as_ref().ok().map(|p| p.vocab_size()).zip(embeddings);
-    let load = workload(dir, &model, family, options, 0)?;
+    let machine = machine(&weights, options)?;
     Ok(Report {
         dir: dir.to_path_buf(),
         family: family.name,
@@ -137,8 +141,8 @@ fn read(dir: &Path, options: &LoadOptions) -> Result<Report> {
         tensors: tensors(&weights),
         processor: signature(processor),
         vocabulary,
-        memory_to_answer: account(&model, &load),
-        memory_to_train: account(&model, &Load { r: RANK, ..load }),
+        memory_to_answer: to_answer(&model, machine, LENGTH),
+        memory_to_train: to_train(&model, machine)?,
         loaded: None,
     })
 }
@@ -168,21 +172,27 @@ fn family(dir: &Path) -> Result<&'static ModelDef> {
     }
 }
 
-/// Heads from config.json, wherever the family keeps them; a row of [`LENGTH`] positions with one image.
-fn workload(dir: &Path, model: &AnyVlm, family: &ModelDef, options: &LoadOptions, r: usize) -> Result<Load> {
-    let config: Value = read_json(&dir.join("config.json"))?;
-    let places = [&config, &config["llm_config"], &config["text_config"]];
-    let heads = places.iter().find_map(|c| c["num_attention_heads"].as_u64()).unwrap_or(32);
-    let preset = preset(model, family)?;
+/// Training of rank [`RANK`] on the language model, with a row of [`LENGTH`] positions and one image.
+fn to_train(model: &AnyVlm, machine: Machine) -> Result<Memory> {
+    let config = TrainConfig { projector: TowerMode::Frozen, recompute: Recompute::Always, ..TrainConfig::default() };
+    let adapter =
+        AdapterConfig { r: RANK, target_modules: vec!["language:all-linear".into()], ..AdapterConfig::default() };
+    let supervised = LENGTH.saturating_sub(model.tile_features());
+    let load = Load { rows: 1, length: LENGTH, supervised, tiles: 1, micro_batches: 1, all_rows: 0, all_tiles: 1 };
+    account(model, &config, &adapter, machine, &load)
+}
+
+/// How the CPU holds the weights.
+fn machine(weights: &Checkpoint, options: &LoadOptions) -> Result<Machine> {
     let device = DeviceSpec::Cpu.open()?;
-    let tokens = preset.map(|p| (family.empty)(p, &device)).transpose()?.map_or(256, |(_, tokens)| tokens);
-    // Families that pool their features see more patches than they give features: four to one in all of them.
-    let patches = if family.name == "llava_med" { tokens } else { 4 * tokens };
-    let weight_bytes = match options.dtype.map_or_else(|| written_dtype(crate::weights::Dtype::Auto, dir), Ok)? {
-        FloatDType::F32 => 4,
-        _ => 2,
+    let stored = weights.dtype().unwrap_or(DType::F32);
+    let dtype = options.dtype.unwrap_or_else(|| default_dtype(weights, stored, &device));
+    let held = match dtype {
+        FloatDType::F32 => Held::Float32,
+        kept if weights.is_mapped() && DType::from(kept) == stored => Held::Mapped,
+        _ => Held::Half,
     };
-    Ok(Load { rows: 1, length: LENGTH, tiles: 1, patches, r, heads: heads as usize, weight_bytes })
+    Ok(Machine { cpu: true, held })
 }
 
 fn preset(model: &AnyVlm, family: &ModelDef) -> Result<Option<&'static str>> {
@@ -269,10 +279,7 @@ impl Report {
             rows.push(row("vocabulary", format!("{ids} ids of the tokenizer, {embeddings} embeddings")));
         }
         let (answer, train) = (&self.memory_to_answer, &self.memory_to_train);
-        rows.push(row(
-            "memory",
-            format!("{} to answer a row of {LENGTH} positions with one image", bytes(answer.peak)),
-        ));
+        rows.push(row("memory", format!("{} to answer a row of {LENGTH} positions with one image", bytes(*answer))));
         rows.push(row("", format!("{} to train it, layer by layer, with r = {RANK} on all layers", bytes(train.peak))));
         if let Some(loaded) = &self.loaded {
             let peak = loaded.peak_bytes.map_or(String::new(), |n| format!(", at most {} resident", bytes(n)));

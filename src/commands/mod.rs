@@ -24,6 +24,7 @@ mod inspect;
 mod machine;
 mod mock;
 mod model;
+mod prediction;
 mod run;
 mod score;
 mod synth;

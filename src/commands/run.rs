@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{columns, context, emit};
+use super::{columns, context, emit, prediction::Prediction};
 use crate::{
     cli::{Global, JudgeArgs, RecipeArgs},
     config::inline,
     device::DeviceSpec,
     error::{Error, Result},
+    fit::{self, Fit, Situation},
     models::{self, AnyVlm},
     plan::{Plan, Resolved, embedded_name},
     run_dir::{RunDir, read_json, read_jsonl},
@@ -45,7 +46,10 @@ pub(super) fn judge(global: &Global, args: &JudgeArgs) -> Result<()> {
 }
 
 fn stages_in(global: &Global, args: &RecipeArgs, last: &str, force: bool, ctx: &Ctx) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let (resolved, fit) = resolve(global, args)?;
+    if let (Some(fit), Some(limit)) = (fit, &args.fit) {
+        fit.lines(limit).iter().for_each(|line| ctx.progress.say(line));
+    }
     let run = RunDir::open(out_dir(args, &resolved))?;
     let outcomes = crate::run::run(&resolved, &run, ctx, last, force)?;
     let table = match last {
@@ -59,23 +63,56 @@ fn stages_in(global: &Global, args: &RecipeArgs, last: &str, force: bool, ctx: &
     })
 }
 
+/// The recipe with everything on top that the command line says, and what was given up for a limit of memory.
+///
+/// The limit is met for rows of `train.max_length`, whatever is known of the rows, so that the plan is the same before
+/// and after they are there.
+pub(super) fn resolve(global: &Global, args: &RecipeArgs) -> Result<(Resolved, Option<Fit>)> {
+    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    fitted(global, args, resolved)
+}
+
+/// As [`resolve`], for verbs that read no data.
+pub(super) fn resolve_to_measure(global: &Global, args: &RecipeArgs) -> Result<Resolved> {
+    let resolved = Resolved::for_planning(&args.recipe, &args.overrides(), None)?;
+    Ok(fitted(global, args, resolved)?.0)
+}
+
+fn fitted(global: &Global, args: &RecipeArgs, resolved: Resolved) -> Result<(Resolved, Option<Fit>)> {
+    let Some(limit) = &args.fit else { return Ok((resolved, None)) };
+    let plan = &resolved.plan;
+    let fit = fit::choose(plan, &Situation::new(plan, shape(plan)?, &global.device, None, None)?, limit)?;
+    let chosen = Some((limit.text.as_str(), fit.overrides.as_slice()));
+    Ok((Resolved::for_planning(&args.recipe, &args.overrides(), chosen)?, Some(fit)))
+}
+
 /// Shows the resolved plan.
 pub(super) fn plan(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let resolved = Resolved::for_planning(&args.recipe, &args.overrides(), None)?;
+    let (resolved, fit) = fitted(global, args, resolved)?;
     let out = out_dir(args, &resolved);
     let facts = facts(&resolved.plan, &out)?;
+    let memory = Prediction::new(global, &resolved.plan, &out, facts.rows)?;
     let settings: Vec<_> = resolved
         .settings
         .iter()
         .map(|s| json!({ "key": s.key, "value": s.value, "origin": s.origin.to_string() }))
         .collect();
-    let value = json!({ "recipe": resolved.name, "out": out, "settings": settings, "facts": facts });
+    let value = json!({
+        "recipe": resolved.name, "out": out, "settings": settings, "facts": facts, "memory": memory, "fit": fit,
+        "missing": resolved.missing,
+    });
     emit(global, value, || {
         let mut rows = vec![vec!["KEY".into(), "VALUE".into(), "FROM".into()]];
         for s in &resolved.settings {
             rows.push(vec![s.key.clone(), inline(&s.value).unwrap_or_else(|| "-".into()), s.origin.to_string()]);
         }
-        format!("{}\n{}results go to {}", columns(&rows), facts.text(), out.display())
+        let mut text = format!("{}\n{}\n{}", columns(&rows), facts.text(), memory.text());
+        if let (Some(fit), Some(limit)) = (&fit, &args.fit) {
+            text.push_str(&format!("\n{}\n", fit.lines(limit).join("\n")));
+        }
+        let missing: String = resolved.missing.iter().map(|line| format!("not there yet: {line}\n")).collect();
+        format!("{text}\n{missing}results go to {}", out.display())
     })
 }
 
@@ -105,7 +142,7 @@ fn facts(plan: &Plan, out: &Path) -> Result<Facts> {
 }
 
 /// The network of a plan, without weights.
-fn shape(plan: &Plan) -> Result<AnyVlm> {
+pub(super) fn shape(plan: &Plan) -> Result<AnyVlm> {
     let device = DeviceSpec::Cpu.open()?;
     let options = plan.model.load_options();
     match plan.model.checkpoint.as_deref() {

@@ -42,6 +42,12 @@ impl PathStack {
         self.segments.last().is_some_and(|(name, container)| name == "weight" && &**container == "Struct:Embedding")
     }
 
+    /// Whether the current parameter is a table that is indexed by tokens; tables of positions are small, and added.
+    #[must_use]
+    pub fn is_token_embedding(&self) -> bool {
+        self.is_embedding() && !self.segments.iter().any(|(name, _)| name.contains("position"))
+    }
+
     /// Whether the current parameter belongs to a norm.
     #[must_use]
     pub fn is_norm(&self) -> bool {
@@ -82,6 +88,8 @@ pub struct NamedParam {
     pub adapter: bool,
     /// Whether it belongs to a norm.
     pub norm: bool,
+    /// Whether it is a table that rows are looked up in, by tokens and not by places.
+    pub embedding: bool,
 }
 
 impl NamedParam {
@@ -132,6 +140,7 @@ impl ModuleVisitor for Names {
             linear_weight: self.path.is_linear_weight(),
             adapter: self.path.is_adapter(),
             norm: self.path.is_norm(),
+            embedding: self.path.is_token_embedding(),
         });
     }
 

@@ -12,7 +12,7 @@ use super::{objective::Objective, params::GradientSum};
 use crate::vlm::{Batch, IGNORE, Vlm};
 
 /// Positions whose logits exist at a time.
-const CHUNK: usize = 1024;
+pub(super) const CHUNK: usize = 1024;
 
 /// Where a batch is supervised.
 #[derive(Debug, Clone, Default, PartialEq)]

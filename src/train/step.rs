@@ -212,12 +212,12 @@ fn unselect(x: Tensor<2>, indices: &[i32], [rows, length, hidden]: [usize; 3], d
 
 /// Bytes of activations that one graph over the whole model keeps, estimated from the sizes that dominate.
 #[must_use]
-pub fn activation_bytes(batch: &Batch, layers: usize, hidden_size: usize) -> usize {
+pub fn activation_bytes(rows: usize, length: usize, layers: usize, hidden_size: usize) -> u64 {
     // Roughly forty hidden-sized tensors a layer (norms, projections, MLP of up to four times the width, their
     // gradients) and five attention maps a head, with heads of 64.
-    let cells = batch.rows * batch.length;
-    let attention = batch.rows * batch.length * batch.length * hidden_size.div_ceil(64) * 5;
-    4 * layers * (40 * cells * hidden_size + attention)
+    let cells = rows * length;
+    let attention = rows * length * length * hidden_size.div_ceil(64) * 5;
+    4 * layers as u64 * (40 * cells * hidden_size + attention) as u64
 }
 
 #[cfg(test)]
@@ -380,7 +380,8 @@ mod tests {
         assert_eq!(run(saving), run(Saving::RECOMPUTE));
         let missing = dir.path().join("missing");
         let saving = Saving { offload: Some(&missing), ..Saving::RECOMPUTE };
-        let error = backward(&model, &batch, &vision, &Objective::Tokens(0.1), saving, &device, &mut GradientSum::new(&model));
+        let error =
+            backward(&model, &batch, &vision, &Objective::Tokens(0.1), saving, &device, &mut GradientSum::new(&model));
         assert!(error.unwrap_err().to_string().contains("missing"));
     }
 

@@ -32,10 +32,10 @@ use crate::{
 };
 
 /// Device memory for features of a frozen vision tower.
-const FEATURE_BYTES: usize = 512 << 20;
+pub(super) const FEATURE_BYTES: usize = 512 << 20;
 
 /// Above this estimate of kept activations, `recompute = "auto"` recomputes.
-const ACTIVATION_BYTES: usize = 1 << 30;
+pub(super) const ACTIVATION_BYTES: u64 = 1 << 30;
 
 /// What a training depends on besides model and rows.
 pub struct Job<'a> {
@@ -285,7 +285,8 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
             Recompute::Always => true,
             Recompute::Never => false,
             Recompute::Auto => {
-                step::activation_bytes(batch, self.model.num_layers(), self.hidden_size) > ACTIVATION_BYTES
+                step::activation_bytes(batch.rows, batch.length, self.model.num_layers(), self.hidden_size)
+                    > ACTIVATION_BYTES
             }
         };
         Saving { recompute, pages, offload }

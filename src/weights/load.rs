@@ -165,8 +165,7 @@ impl Loader<'_> {
     fn read<const D: usize>(&self, name: &str, device: &Device) -> Result<Tensor<D>> {
         let linear = self.path.is_linear_weight();
         let half = matches!(self.dtype, FloatDType::F16 | FloatDType::BF16);
-        // Tables of positions are small, and added as they are.
-        let looked_up = self.path.is_embedding() && !name.contains("position");
+        let looked_up = self.path.is_token_embedding();
         match (keeps_half(device) && half, linear || looked_up) {
             (true, true) => half_from(self.checkpoint, name, linear, self.dtype, device),
             (true, false) => tensor_from(self.checkpoint, name, linear, FloatDType::F32, device),

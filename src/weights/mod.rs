@@ -91,7 +91,7 @@ pub fn keeps_half(device: &Device) -> bool {
 }
 
 /// Bytes of a checkpoint from which on half types are kept where they need not be.
-const LARGE: u64 = 2_000_000_000;
+pub(crate) const LARGE: u64 = 2_000_000_000;
 
 /// Type in which the weights of a checkpoint that are stored as `stored` are held on `device`: the stored type where the
 /// device computes in it, else f32. On the CPU, f32 for a small checkpoint and the stored type for a large one.

@@ -253,6 +253,12 @@ impl Checkpoint {
         bytes.into_values().max_by_key(|(n, _)| *n).map(|(_, dtype)| dtype)
     }
 
+    /// Whether all files are mapped.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        self.entries.keys().all(|name| self.mapped(name).is_some())
+    }
+
     /// Bytes of all tensors, as stored.
     #[must_use]
     pub fn num_bytes(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! The program as a user meets it: the real binary, its output, its exit codes.
 
 mod bad_input;
+mod bench;
 mod checkpoint;
 mod config;
 mod family;
