@@ -12,7 +12,7 @@ use super::cast;
 use crate::kernel::softmax::masked_softmax;
 
 /// Queries per chunk under autodiff.
-const QUERY_CHUNK: usize = 256;
+pub(crate) const QUERY_CHUNK: usize = 256;
 
 /// Added to scores that must not be seen. Finite, so that a padded query without any key stays finite.
 const MASKED: f32 = -1e30;

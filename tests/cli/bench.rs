@@ -34,12 +34,7 @@ fn steps_are_timed_counted_and_learn() {
 #[cfg(target_os = "linux")]
 #[test]
 fn the_memory_of_a_small_training_is_predicted_within_a_tenth() {
-    for args in [
-        &["--preset", "llava_med/tiny"][..],
-        &["--preset", "llava_med/tiny", "--rows", "16", "--length", "384", "--set", "train.recompute=always"],
-    ] {
-        let found = bench(args);
-        let ratio = number(&found, "predicted_memory_bytes") / number(&found, "peak_memory_bytes");
-        assert!((ratio - 1.0).abs() <= 0.1, "{ratio:.3} of the measured peak was predicted: {found}");
-    }
+    let found = bench(&["--preset", "llava_med/tiny"]);
+    let ratio = number(&found, "predicted_memory_bytes") / number(&found, "peak_memory_bytes");
+    assert!((ratio - 1.0).abs() <= 0.1, "{ratio:.3} of the measured peak was predicted: {found}");
 }
