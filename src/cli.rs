@@ -196,10 +196,10 @@ pub enum Verb {
     Plan(RecipeArgs),
     /// Make instruction rows from the source: samples.jsonl
     #[command(after_help = STAGE_HELP)]
-    Build(BuildArgs),
+    Build(AskArgs),
     /// Filter rows: each ends in kept.jsonl or, with a reason code, in rejected.jsonl
     #[command(after_help = STAGE_HELP)]
-    Qc(StageArgs),
+    Qc(AskArgs),
     /// Check tokens and pixels of every kept row, before a device is touched
     #[command(after_help = STAGE_HELP)]
     Encode(StageArgs),
@@ -312,9 +312,9 @@ pub enum Verb {
     },
 }
 
-/// What `build` takes.
+/// What `build` and `qc` take.
 #[derive(Debug, Clone, Args)]
-pub struct BuildArgs {
+pub struct AskArgs {
     /// The stage.
     #[command(flatten)]
     pub stage: StageArgs,

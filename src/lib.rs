@@ -34,6 +34,7 @@ pub mod recipe;
 pub mod registry;
 pub mod resident;
 pub mod review;
+pub mod row_file;
 pub mod run;
 pub mod run_dir;
 pub mod sample;

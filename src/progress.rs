@@ -27,14 +27,16 @@ impl Progress {
         if std::io::stderr().is_terminal() { Self::Bar } else { Self::Lines }
     }
 
-    /// Starts a task of `total` units; `what` is a verb phrase such as `encode rows`.
+    /// Starts a task of `total` units, 0 where nobody knows; `what` is a verb phrase such as `encode rows`.
     #[must_use]
     pub fn start(self, what: &str, total: u64) -> Task {
         let bar = match self {
             Self::Bar => {
-                let style =
-                    ProgressStyle::with_template("{prefix:<18} {wide_bar} {pos}/{len} {per_sec} eta {eta} {msg}")
-                        .unwrap_or_else(|_| ProgressStyle::default_bar());
+                let template = match total {
+                    0 => "{prefix:<18} {spinner} {pos} {per_sec} {msg}",
+                    _ => "{prefix:<18} {wide_bar} {pos}/{len} {per_sec} eta {eta} {msg}",
+                };
+                let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
                 ProgressBar::new(total).with_style(style).with_prefix(what.to_string())
             }
             Self::Lines | Self::Silent => ProgressBar::hidden(),
@@ -90,18 +92,21 @@ impl Task {
     }
 
     /// Ends the task and, without a terminal, says how long it took.
-    pub fn finish(mut self) {
+    pub fn finish(self) {
         self.bar.finish_and_clear();
         if self.mode == Progress::Lines {
-            self.done = self.total.max(self.done);
             self.line();
         }
     }
 
     fn line(&self) {
         let seconds = self.started.elapsed().as_secs_f64();
-        let left =
-            if self.done > 0 { seconds / self.done as f64 * self.total.saturating_sub(self.done) as f64 } else { 0.0 };
-        eprintln!("{}: {}/{} in {seconds:.0} s, {left:.0} s left {}", self.what, self.done, self.total, self.message);
+        let (what, done, total) = (&self.what, self.done, self.total);
+        if total == 0 {
+            eprintln!("{what}: {done} in {seconds:.0} s {}", self.message);
+            return;
+        }
+        let left = if done > 0 { seconds / done as f64 * total.saturating_sub(done) as f64 } else { 0.0 };
+        eprintln!("{what}: {done}/{total} in {seconds:.0} s, {left:.0} s left {}", self.message);
     }
 }

@@ -135,6 +135,15 @@ impl RunDir {
     /// # Errors
     /// The file cannot be opened, or a complete line is not a value of this type.
     pub fn continue_jsonl<T: DeserializeOwned>(&self, name: &str) -> Result<(Vec<T>, JsonlWriter)> {
+        let writer = self.append_jsonl(name)?;
+        Ok((self.read_jsonl(name)?, writer))
+    }
+
+    /// As [`RunDir::continue_jsonl`], without reading the rows.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn append_jsonl(&self, name: &str) -> Result<JsonlWriter> {
         let path = self.path(name);
         let mut file = OpenOptions::new()
             .create(true)
@@ -144,10 +153,8 @@ impl RunDir {
             .open(&path)
             .map_err(|e| Error::io(&path, e))?;
         let end = end_of_last_line(&mut file).map_err(|e| Error::io(&path, e))?;
-        file.set_len(end).map_err(|e| Error::io(&path, e))?;
-        let rows = read_jsonl(&path)?;
-        file.seek(SeekFrom::End(0)).map_err(|e| Error::io(&path, e))?;
-        Ok((rows, JsonlWriter { path, file }))
+        file.set_len(end).and_then(|()| file.seek(SeekFrom::End(0))).map_err(|e| Error::io(&path, e))?;
+        Ok(JsonlWriter { path, file })
     }
 
     /// Removes a file or a directory with all its content; nothing happens if it is absent.

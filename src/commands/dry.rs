@@ -13,7 +13,8 @@ use crate::{
     llm::{Estimate, Message, Part, Request, Speaker},
     plan::Plan,
     registry,
-    run_dir::read_jsonl,
+    row_file::RowsById,
+    run_dir::stream_jsonl,
     sample::Sample,
     stage::{
         Ctx,
@@ -37,7 +38,7 @@ pub(super) fn build(global: &Global, args: &RecipeArgs) -> Result<()> {
     let requests = rows.take(limit).flat_map(|row| match row.and_then(|row| author.tasks(plan, &row)) {
         Ok(tasks) => {
             images += 1;
-            tasks.into_iter().map(|task| task.request).collect()
+            tasks.into_iter().map(|task| Ok(task.request)).collect()
         }
         Err(_) => {
             unusable += 1;
@@ -58,27 +59,61 @@ pub(super) fn judge(global: &Global, args: &RecipeArgs) -> Result<()> {
     }
     let ctx = Ctx { offline: true, ..context(global)? };
     let out = out_dir(args, &resolved);
-    let samples: Vec<Sample> = read_jsonl(&out.join("kept.jsonl"))?;
-    let answers: Vec<Answer> = read_jsonl(&out.join("answers.jsonl"))?;
-    let find = |id: &str| samples.iter().find(|s| s.id == id);
+    let samples = RowsById::<Sample>::open(out.join("kept.jsonl"))?;
     // What a reply will be like in length.
     let reply = "7 8 6 9\n\nThe answer says what the image shows, with little detail and without any risk.";
-    let mut requests = Vec::new();
-    for answer in &answers {
-        let Some(sample) = find(&answer.id) else { continue };
-        let anchor = Anchor { answer: answer.answer.clone(), reply: reply.into() };
-        let alone = match judge.anchor() {
-            AnchorPolicy::None => true,
-            AnchorPolicy::Base => answer.model == Which::Base,
-            AnchorPolicy::File | AnchorPolicy::Reference => false,
-        };
-        let anchor = (!alone).then_some(&anchor);
-        if let Ruling::Ask(request) = judge.judge(Judged { sample, answer: &answer.answer, anchor })? {
-            requests.push(*request);
-        }
+    let mut answers = 0;
+    let requests = stream_jsonl::<Answer>(&out.join("answers.jsonl"))?.filter_map(|answer| {
+        let request = (|| -> Result<Option<Request>> {
+            answers += 1;
+            let Answer { id, model, answer } = answer?;
+            let Some(sample) = samples.get(&id)? else { return Ok(None) };
+            let anchor = Anchor { answer: answer.clone(), reply: reply.into() };
+            let alone = match judge.anchor() {
+                AnchorPolicy::None => true,
+                AnchorPolicy::Base => model == Which::Base,
+                AnchorPolicy::File | AnchorPolicy::Reference => false,
+            };
+            let anchor = (!alone).then_some(&anchor);
+            Ok(match judge.judge(Judged { sample: &sample, answer: &answer, anchor })? {
+                Ruling::Ask(request) => Some(*request),
+                Ruling::Settled(_) => None,
+            })
+        })();
+        request.transpose()
+    });
+    let estimate = estimate(plan, &out, &ctx, requests)?;
+    print(global, &estimate, &[("answers", answers)])
+}
+
+/// Requests of the check against annotations, as if the rules dropped none of the rows that were built.
+pub(super) fn qc(global: &Global, args: &RecipeArgs) -> Result<()> {
+    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let plan = &resolved.plan;
+    let verifier = plan.recipe()?.verifier().filter(|_| plan.qc.enabled && plan.qc.verify.enabled);
+    let Some(verifier) = verifier else { return Err(asks_nobody(plan)) };
+    let ctx = Ctx { offline: true, ..context(global)? };
+    let out = out_dir(args, &resolved);
+    let built = out.join("samples.jsonl");
+    if !built.exists() {
+        return Err(Error::new(Kind::Run, "there are no rows to check yet")
+            .at(built.display())
+            .help("run `medtune build` first; `medtune build --dry-run` shows what that would ask"));
     }
-    let estimate = estimate(plan, &out, &ctx, requests.into_iter())?;
-    print(global, &estimate, &[("answers", answers.len())])
+    let (mut rows, mut unusable) = (0usize, 0usize);
+    let requests = stream_jsonl::<Sample>(&built)?.filter_map(|row| match row {
+        Err(e) => Some(Err(e)),
+        Ok(row) if row.polarity.is_none() => None,
+        Ok(row) => {
+            rows += 1;
+            let request = verifier.request(plan, &row).ok();
+            unusable += usize::from(request.is_none());
+            request.map(Ok)
+        }
+    });
+    let estimate = estimate(plan, &out, &ctx, requests)?;
+    let counts = [("rows before the rules, which drop some of them", rows), ("rows without a request", unusable)];
+    print(global, &estimate, &counts)
 }
 
 fn asks_nobody(plan: &Plan) -> Error {
@@ -90,12 +125,12 @@ fn estimate(
     plan: &Plan,
     out: &std::path::Path,
     ctx: &Ctx,
-    requests: impl Iterator<Item = Request>,
+    requests: impl Iterator<Item = Result<Request>>,
 ) -> Result<Estimate> {
     let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let dir = if out.join(LEDGER).exists() { out } else { scratch.path() };
     let client = construct::client(plan, dir, ctx)?;
-    client.run(requests.map(|request| Ok(((), request))), |(), _| Ok(()))?;
+    client.run(requests.map(|request| Ok(((), request?))), |(), _| Ok(()))?;
     client.estimate().ok_or_else(|| Error::new(Kind::Run, "a dry run gave no estimate"))
 }
 

@@ -14,7 +14,7 @@ use crate::{
     fit::{self, Fit, Situation},
     models::{self, AnyVlm},
     plan::{Plan, Resolved, embedded_name},
-    run_dir::{RunDir, read_json, read_jsonl},
+    run_dir::{RunDir, read_json, stream_jsonl},
     sample::{Sample, Split},
     stage::{
         Ctx,
@@ -131,14 +131,18 @@ struct Facts {
 /// Works out what a plan amounts to: from shapes, and from rows where the run directory has them.
 fn facts(plan: &Plan, out: &Path) -> Result<Facts> {
     let kept = out.join("kept.jsonl");
-    let samples: Option<Vec<Sample>> = kept.exists().then(|| read_jsonl(&kept)).transpose()?;
-    let rows = samples.map(|all| all.iter().filter(|s| s.split == Split::Train).count());
+    let rows = kept.exists().then(|| training_rows(&kept)).transpose()?;
     let encoded: Option<EncodeReport> = read_json(&out.join("encode.json")).ok();
     let estimate = estimate(plan, &shape(plan)?, rows.unwrap_or_default())?;
     let known = rows.is_some() || plan.train.max_steps > 0;
     let mean = encoded.filter(|e| e.rows_ok > 0).map(|e| e.positions.sum as f64 / e.rows_ok as f64);
     let tokens = rows.zip(mean).map(|(rows, mean)| (rows as f64 * mean * estimate.epochs) as u64);
     Ok(Facts { rows, tokens, steps: known.then_some(estimate.steps), estimate })
+}
+
+/// Rows of the train split in a file of rows.
+fn training_rows(kept: &Path) -> Result<usize> {
+    stream_jsonl::<Sample>(kept)?.try_fold(0, |n, row| Ok(n + usize::from(row?.split == Split::Train)))
 }
 
 /// The network of a plan, without weights.

@@ -6,6 +6,7 @@ pub mod clip;
 mod decode;
 pub mod dicom;
 mod jpeg;
+mod jpeg_ls;
 pub mod pad;
 pub mod resize;
 pub mod tiling;

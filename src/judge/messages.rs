@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
 pub const SYSTEM: &str = "You are a helpful and precise assistant for checking the quality of the answer.";
 
 /// A sample answer and what the judge said of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
     /// The sample answer.
     pub answer: String,

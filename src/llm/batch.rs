@@ -21,9 +21,10 @@ use sha2::{Digest, Sha256};
 use super::{
     budget,
     config::image_tokens,
+    endpoint::batch_desk,
     ledger::{BatchItem, End, NewReply, now_ms},
     limits::retry_after,
-    online::{new_attempt, reread, words},
+    online::{causes, new_attempt, reread, untrusted, words},
     reply::{Failure, Reply},
     request::{EndpointRole, Key},
     shared::{Done, Ended, Job, Lane, Shared, Transport},
@@ -187,14 +188,31 @@ fn poll_interval(shared: &Shared) -> Duration {
     Duration::from_secs_f64(shared.config.batch.poll)
 }
 
+/// Path of a request inside a batch, and the name that Azure has for the model; elsewhere the recipe's name is right.
+fn place(lane: &Lane) -> (&'static str, Option<String>) {
+    match batch_desk(&lane.base).1 {
+        Some(deployment) => ("/chat/completions", Some(deployment)),
+        None => ("/v1/chat/completions", None),
+    }
+}
+
+/// A request with another model name.
+fn renamed(body: &[u8], model: String) -> Result<Vec<u8>> {
+    let bad = |e| Error::new(Kind::Run, "request has no JSON form").source(e);
+    let mut value: Value = serde_json::from_slice(body).map_err(bad)?;
+    value["model"] = model.into();
+    serde_json::to_vec(&value).map_err(bad)
+}
+
 /// A line of the input file.
 fn line(job: &Job, lane: &Lane, config: &super::LlmConfig) -> Result<Vec<u8>> {
-    let body = job.prepared.body(&lane.endpoint, config, lane.dialect())?;
-    let mut line = format!(
-        "{{\"custom_id\":\"{}\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":",
-        job.prepared.key
-    )
-    .into_bytes();
+    let mut body = job.prepared.body(&lane.endpoint, config, lane.dialect())?;
+    let (url, deployment) = place(lane);
+    if let Some(name) = deployment {
+        body = renamed(&body, name)?;
+    }
+    let head = format!("{{\"custom_id\":\"{}\",\"method\":\"POST\",\"url\":\"{url}\",\"body\":", job.prepared.key);
+    let mut line = head.into_bytes();
     line.extend(body);
     line.extend(b"}\n");
     Ok(line)
@@ -212,17 +230,17 @@ async fn create(shared: &Shared, lane: &Lane, jobs: &[Job], file: Vec<u8>) -> Re
     let upload = || {
         let part = multipart::Part::bytes(file.clone()).file_name("requests.jsonl");
         let form = multipart::Form::new().text("purpose", "batch").part("file", part);
-        lane.post("files").multipart(form)
+        lane.post_to_desk("files").multipart(form)
     };
     let uploaded: Value = call(shared, lane, "upload a batch file", upload).await?;
     let order = json!({
-        "input_file_id": uploaded["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h",
+        "input_file_id": uploaded["id"], "endpoint": place(lane).0, "completion_window": "24h",
         "metadata": { TAG: tag },
     });
     let mut attempt = 0;
     let id = loop {
         attempt += 1;
-        let create = lane.post("batches").header("idempotency-key", format!("medtune-{tag}")).json(&order);
+        let create = lane.post_to_desk("batches").header("idempotency-key", format!("medtune-{tag}")).json(&order);
         match once(shared, lane, create).await {
             Ok(batch) => break id_of(&batch, lane)?,
             Err(trouble) => {
@@ -256,7 +274,7 @@ async fn find(shared: &Shared, lane: &Lane, tag: &str) -> Result<Option<String>>
         let list = || {
             let mut query = vec![("limit", "100")];
             query.extend(after.as_deref().map(|id| ("after", id)));
-            lane.get("batches", &query)
+            lane.get_from_desk("batches", &query)
         };
         let page: Value = call(shared, lane, "list batches", list).await?;
         let batches = page["data"].as_array().cloned().unwrap_or_default();
@@ -285,7 +303,7 @@ struct Batch {
 /// not reached; they are closed as unpaid.
 async fn collect(shared: &Shared, lane: &Lane, tag: &str, id: &str) -> Result<Option<Failures>> {
     let path = format!("batches/{id}");
-    let batch: Batch = call(shared, lane, "look at a batch", || lane.get(&path, &[])).await?;
+    let batch: Batch = call(shared, lane, "look at a batch", || lane.get_from_desk(&path, &[])).await?;
     if !matches!(batch.status.as_str(), "completed" | "failed" | "expired" | "cancelled") {
         return Ok(None);
     }
@@ -294,7 +312,7 @@ async fn collect(shared: &Shared, lane: &Lane, tag: &str, id: &str) -> Result<Op
     let mut failures = Failures::new();
     for file in [batch.output_file_id, batch.error_file_id].into_iter().flatten() {
         let path = format!("files/{file}/content");
-        let text = fetch(shared, lane, "collect a batch", || lane.get(&path, &[])).await?;
+        let text = fetch(shared, lane, "collect a batch", || lane.get_from_desk(&path, &[])).await?;
         for line in text.lines().filter(|l| !l.trim().is_empty()) {
             item(shared, line, &mut items, &mut failures).await?;
         }
@@ -345,15 +363,16 @@ async fn item(shared: &Shared, line: &str, items: &mut HashMap<Key, BatchItem>, 
     }
 }
 
-/// Collects what an earlier process left at the server, waiting for it if it must.
-pub(super) fn recover(shared: &Shared, runtime: &tokio::runtime::Handle, stop: &AtomicBool) -> Result<()> {
-    let mut seen = Vec::new();
+/// Collects what an earlier process left at the server, waiting for it if it must; says whether there was something.
+pub(super) fn recover(shared: &Shared, runtime: &tokio::runtime::Handle, stop: &AtomicBool) -> Result<bool> {
+    let (mut seen, mut any) = (Vec::new(), false);
     for lane in &shared.lanes {
         if seen.contains(&&lane.endpoint.identity) {
             continue;
         }
         seen.push(&lane.endpoint.identity);
         for (tag, id) in shared.ledger.open_batches(&lane.endpoint.identity)? {
+            any = true;
             let id = match id {
                 Some(id) => Some(id),
                 None => runtime.block_on(find(shared, lane, &tag))?,
@@ -374,7 +393,7 @@ pub(super) fn recover(shared: &Shared, runtime: &tokio::runtime::Handle, stop: &
             }
         }
     }
-    Ok(())
+    Ok(any)
 }
 
 /// Closes a batch that never reached the server.
@@ -392,10 +411,15 @@ struct Trouble {
     /// Whether another attempt may succeed.
     passing: bool,
     wait: Duration,
+    /// The server's certificate is not trusted.
+    untrusted: bool,
 }
 
 impl Trouble {
     fn error(self, lane: &Lane, what: &str) -> Error {
+        if self.untrusted {
+            return untrusted(lane, &self.message);
+        }
         let status = self.status.map_or(String::new(), |s| format!("{s}: "));
         Error::new(Kind::Run, format!("cannot {what}"))
             .at(&lane.endpoint.identity)
@@ -411,15 +435,14 @@ async fn once(shared: &Shared, lane: &Lane, request: reqwest::RequestBuilder) ->
         message: format!("not JSON: {e}"),
         passing: true,
         wait: Duration::ZERO,
+        untrusted: false,
     })
 }
 
 async fn send(shared: &Shared, lane: &Lane, request: reqwest::RequestBuilder) -> std::result::Result<String, Trouble> {
-    let failed = |e: reqwest::Error| Trouble {
-        status: None,
-        message: e.without_url().to_string(),
-        passing: true,
-        wait: Duration::ZERO,
+    let failed = |e: reqwest::Error| {
+        let (message, untrusted) = causes(e);
+        Trouble { status: None, message, passing: !untrusted, wait: Duration::ZERO, untrusted }
     };
     // Files may take longer than replies.
     let timeout = Duration::from_secs_f64(10.0 * shared.config.timeout);
@@ -434,6 +457,7 @@ async fn send(shared: &Shared, lane: &Lane, request: reqwest::RequestBuilder) ->
         message: words(&text),
         passing: matches!(status, 408 | 409 | 425 | 429 | 500..=599),
         wait: retry_after(&headers, std::time::SystemTime::now()).unwrap_or_default(),
+        untrusted: false,
     })
 }
 

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rayon::prelude::*;
 use reqwest::Url;
 use tokio::sync::watch;
 
@@ -77,6 +78,8 @@ pub struct Client {
     runtime: tokio::runtime::Runtime,
     stop: Arc<AtomicBool>,
     dry: Option<Mutex<Estimate>>,
+    /// The last run ended early, so that what the budget sets aside may be out of date.
+    given_up: AtomicBool,
     // Rehearsal servers live as long as the client.
     _mocks: Vec<MockServer>,
 }
@@ -86,6 +89,10 @@ impl std::fmt::Debug for Client {
         f.debug_struct("Client").field("config", &self.shared.config).finish_non_exhaustive()
     }
 }
+
+/// Requests that are looked up in the ledger at a time, and how many of them by one thread in a row.
+const AHEAD: usize = 256;
+const CHUNK: usize = 32;
 
 /// How often an interrupt is looked for.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -123,7 +130,7 @@ impl Client {
             .build()
             .map_err(|e| Error::new(Kind::Run, "cannot start threads").source(e))?;
         let dry = options.dry_run.then(Mutex::default);
-        Ok(Self { shared: Arc::new(shared), runtime, stop: options.stop, dry, _mocks: mocks })
+        Ok(Self { shared: Arc::new(shared), runtime, stop: options.stop, dry, given_up: false.into(), _mocks: mocks })
     }
 
     /// Sends requests and hands out what comes of them, in the order of the requests. Replies that are in the ledger
@@ -159,8 +166,11 @@ impl Client {
         };
         self.shared.stopping.send_replace(false);
         if self.dry.is_none() {
-            batch::recover(&self.shared, self.runtime.handle(), &self.stop)?;
-            *self.shared.budget() = Budget::new(&self.shared.config, &self.shared.ledger.totals()?);
+            let recovered = batch::recover(&self.shared, self.runtime.handle(), &self.stop)?;
+            // The sums of a long ledger take a while, and a stage runs block by block.
+            if recovered || self.given_up.swap(false, Ordering::Relaxed) {
+                *self.shared.budget() = Budget::new(&self.shared.config, &self.shared.ledger.totals()?);
+            }
         }
         let rows = VecDeque::new();
         let held = VecDeque::new();
@@ -175,7 +185,9 @@ impl Client {
             under_way: 0,
             draining: false,
         };
-        run.drive(requests.into_iter(), deliver)
+        let outcome = run.drive(requests.into_iter(), deliver);
+        self.given_up.fetch_or(outcome.is_err(), Ordering::Relaxed);
+        outcome
     }
 
     /// The reply to a request, if the ledger has it.
@@ -231,6 +243,31 @@ impl Client {
     fn look_up(&self, job: &Job) -> Result<Option<Result<Reply, Failure>>> {
         Ok(self.shared.ledger.reply(&job.prepared.key)?.and_then(|stored| reread(job, stored)))
     }
+
+    /// Addresses requests and looks them up in the ledger, on all cores.
+    fn look_up_all(&self, requests: Vec<Request>) -> Vec<Result<Ready>> {
+        let known = |requests: &[Request]| -> Vec<Result<Ready>> {
+            let jobs: Vec<Result<Job>> = requests.iter().map(|r| self.job(r.clone())).collect();
+            let keys: Vec<Key> = jobs.iter().flatten().map(|job| job.prepared.key).collect();
+            let mut stored = match self.shared.ledger.replies(&keys) {
+                Ok(stored) => stored.into_iter(),
+                // Whoever meets it stops, so that it may stand for all of them.
+                Err(e) => return vec![Err(e)],
+            };
+            let mut ready = |job: Job| {
+                let outcome = stored.next().flatten().and_then(|stored| reread(&job, stored));
+                Ready { job, outcome }
+            };
+            jobs.into_iter().map(|job| job.map(&mut ready)).collect()
+        };
+        requests.par_chunks(CHUNK).flat_map_iter(known).collect()
+    }
+}
+
+/// A request with its address, and what the ledger knows of it.
+struct Ready {
+    job: Job,
+    outcome: Option<Result<Reply, Failure>>,
 }
 
 /// A row under way.
@@ -280,13 +317,13 @@ impl<T, N: FnMut(&mut T, &Result<Reply, Failure>) -> Option<Request>> Run<'_, T,
         loop {
             while more && self.held.is_empty() && self.rows.len() < self.transport.window() {
                 self.check()?;
-                match requests.next() {
-                    Some(item) => {
-                        let (tag, request) = item?;
-                        self.rows.push_back(Row { tag, outcome: None });
-                        self.start(self.first + self.rows.len() as u64 - 1, request)?;
-                    }
-                    None => more = false,
+                let room = (self.transport.window() - self.rows.len()).min(AHEAD);
+                let (tags, asked): (Vec<T>, Vec<Request>) =
+                    (&mut *requests).take(room).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+                more = tags.len() == room;
+                for (tag, ready) in tags.into_iter().zip(self.client.look_up_all(asked)) {
+                    self.rows.push_back(Row { tag, outcome: None });
+                    self.start(self.first + self.rows.len() as u64 - 1, ready)?;
                 }
                 self.deliver_ready(deliver)?;
             }
@@ -314,10 +351,10 @@ impl<T, N: FnMut(&mut T, &Result<Reply, Failure>) -> Option<Request>> Run<'_, T,
     }
 
     /// Starts a request of a row: from the ledger, together with an equal one, or through the transport.
-    fn start(&mut self, row: u64, request: Request) -> Result<()> {
+    fn start(&mut self, row: u64, ready: Result<Ready>) -> Result<()> {
         let client = self.client;
-        let job = match client.job(request) {
-            Ok(job) => job,
+        let Ready { job, outcome } = match ready {
+            Ok(ready) => ready,
             Err(e) if e.kind() == Kind::Image => {
                 return self.outcome(row, Err(Failure::Image { message: e.to_string() }));
             }
@@ -328,7 +365,7 @@ impl<T, N: FnMut(&mut T, &Result<Reply, Failure>) -> Option<Request>> Run<'_, T,
             rows.push(row);
             return Ok(());
         }
-        if let Some(outcome) = client.look_up(&job)? {
+        if let Some(outcome) = outcome {
             if let Some(dry) = &client.dry {
                 dry.lock().unwrap_or_else(PoisonError::into_inner).cached += 1;
             }
@@ -390,7 +427,11 @@ impl<T, N: FnMut(&mut T, &Result<Reply, Failure>) -> Option<Request>> Run<'_, T,
         let Some(slot) = self.rows.get_mut((row - self.first) as usize) else { return Ok(()) };
         match (self.next)(&mut slot.tag, &outcome) {
             Some(_) if self.draining => Ok(()),
-            Some(request) => self.start(row, request),
+            Some(request) => {
+                let job = self.client.job(request);
+                let ready = job.and_then(|job| Ok(Ready { outcome: self.client.look_up(&job)?, job }));
+                self.start(row, ready)
+            }
             None => {
                 slot.outcome = Some(outcome);
                 Ok(())
@@ -455,9 +496,9 @@ fn lanes(
         };
         let earlier = lanes.iter().find(|l| l.base == base);
         let server = earlier.map_or_else(|| Arc::new(server(config)), |l| Arc::clone(&l.server));
-        let http = match earlier {
+        let http = match earlier.filter(|l| l.endpoint.ca_file == endpoint.ca_file) {
             Some(lane) => lane.http.clone(),
-            None => http_client(config, &base)?,
+            None => http_client(config, &base, endpoint.ca_file.as_deref())?,
         };
         let dialect = Dialect::decode(endpoint.structured, ledger.learnt(&endpoint.identity)?.as_deref());
         lanes.push(Lane { endpoint, base, http, server, dialect: Mutex::new(dialect) });
@@ -473,8 +514,8 @@ fn server(config: &LlmConfig) -> Server {
     }
 }
 
-/// TLS through rustls with the certificates of this system; no redirect is followed, because it would take the key along.
-fn http_client(config: &LlmConfig, base: &Url) -> Result<reqwest::Client> {
+/// TLS through rustls with the authorities of this system and those of `ca_file`; no redirect is followed, because it would take the key along.
+fn http_client(config: &LlmConfig, base: &Url, ca_file: Option<&Path>) -> Result<reqwest::Client> {
     // Another part of the program may have been first; any provider will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
@@ -489,11 +530,27 @@ fn http_client(config: &LlmConfig, base: &Url) -> Result<reqwest::Client> {
         // No certificate is ever looked at, so a system without any is fine.
         builder = builder.tls_certs_only([]);
     }
+    if let Some(path) = ca_file {
+        builder = builder.tls_certs_merge(authorities(path)?);
+    }
     builder.build().map_err(|e| {
         Error::new(Kind::Run, "cannot set up TLS")
             .help("install the certificates of your system (for example the package ca-certificates)")
             .source(e.without_url())
     })
+}
+
+/// Certificates of a PEM file.
+fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>> {
+    let bad = || {
+        Error::new(Kind::Config, "a file with certificate authorities cannot be used")
+            .at(path.display())
+            .expected("one or more certificates in PEM form")
+            .help("llm.generate.ca_file names it; `openssl x509 -in FILE -text` shows what it holds")
+    };
+    let bytes = std::fs::read(path).map_err(|e| bad().source(e))?;
+    let found = reqwest::Certificate::from_pem_bundle(&bytes).map_err(|e| bad().source(e))?;
+    if found.is_empty() { Err(bad().found("none")) } else { Ok(found) }
 }
 
 /// Sums over a ledger.

@@ -1,6 +1,6 @@
 //! `[llm]` of a recipe: which servers answer, how fast they may be asked, what a request may cost.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,9 @@ pub struct EndpointConfig {
     pub auth: Option<Auth>,
     /// Azure's `api-version`.
     pub api_version: Option<String>,
+    /// PEM file of authorities that this server's certificate may come from, besides those of this system: for servers
+    /// inside a hospital or a university.
+    pub ca_file: Option<PathBuf>,
     /// Name of this server in the ledger, by default its URL. Give one to keep paid replies when the URL changes.
     pub identity: Option<String>,
     /// How a reply of a given shape is asked for; by default by JSON schema, with a fallback the server accepts.

@@ -1,6 +1,6 @@
 //! Servers and models of a recipe, resolved: URL, key, identity. The only place that reads keys.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, path::PathBuf};
 
 use reqwest::Url;
 use serde_json::{Map, Value};
@@ -13,6 +13,9 @@ use crate::error::{Error, Kind, Result};
 
 /// Where OpenAI answers.
 const OPENAI: &str = "https://api.openai.com/v1";
+
+/// Part of an Azure URL before the name of a model.
+const DEPLOYMENTS: &str = "/deployments/";
 
 /// Prefix of a base URL that means a rehearsal server inside this process.
 const MOCK: &str = "mock:";
@@ -57,6 +60,8 @@ pub(super) struct Endpoint {
     pub(super) model: Option<String>,
     pub(super) auth: Auth,
     pub(super) secret: Option<Secret>,
+    /// More authorities for its certificate, PEM.
+    pub(super) ca_file: Option<PathBuf>,
     pub(super) structured: StructuredOutput,
     pub(super) extra: Map<String, Value>,
 }
@@ -112,7 +117,8 @@ impl Endpoint {
         let structured = own.structured_output.or(base.structured_output).unwrap_or(StructuredOutput::JsonSchema);
         let mut extra = base.extra_body.clone();
         extra.extend(own.extra_body.clone());
-        Ok(Self { place, identity, model: pick(|e| &e.model), auth, secret, structured, extra })
+        let (model, ca_file) = (pick(|e| &e.model), own.ca_file.clone().or_else(|| base.ca_file.clone()));
+        Ok(Self { place, identity, model, auth, secret, ca_file, structured, extra })
     }
 }
 
@@ -121,6 +127,20 @@ pub(super) fn below(base: &Url, path: &str) -> Url {
     let mut url = base.clone();
     url.set_path(&format!("{}/{path}", base.path().trim_end_matches('/')));
     url
+}
+
+/// Where files and batches of a base URL are, and Azure's name of the model that it leads to: there a deployment is a
+/// part of the path of single requests, but not of that of batches.
+pub(super) fn batch_desk(base: &Url) -> (Url, Option<String>) {
+    let path = base.path().trim_end_matches('/');
+    match path.split_once(DEPLOYMENTS) {
+        Some((above, name)) if !name.is_empty() && !name.contains('/') => {
+            let mut url = base.clone();
+            url.set_path(above);
+            (url, Some(name.to_string()))
+        }
+        _ => (base.clone(), None),
+    }
 }
 
 fn parse(text: &str, api_version: Option<String>, allow_plain: bool, at: &str) -> Result<Url> {
@@ -232,6 +252,20 @@ mod tests {
             (url(&given).as_str(), given.auth),
             ("https://proxy.example/dep/chat/completions?api-version=1", Auth::ApiKey)
         );
+    }
+
+    #[test]
+    fn batches_are_beside_the_deployments_of_azure() {
+        let desk = |text: &str| {
+            let (url, deployment) = batch_desk(&text.parse().unwrap());
+            (below(&url, "batches").to_string(), deployment)
+        };
+        let azure = "https://lab.openai.azure.com/openai/deployments/gpt-4o?api-version=1";
+        let batches = "https://lab.openai.azure.com/openai/batches?api-version=1";
+        assert_eq!(desk(azure), (batches.to_string(), Some("gpt-4o".to_string())));
+        for plain in ["https://lab.openai.azure.com/openai/v1", "https://host/deployments/a/b/v1"] {
+            assert_eq!(desk(plain), (format!("{plain}/batches"), None));
+        }
     }
 
     #[test]

@@ -60,6 +60,8 @@ CREATE TABLE replies (
     fingerprint TEXT,
     finish_reason TEXT
 );
+-- What is summed up whenever the file is opened, without the replies themselves.
+CREATE INDEX replies_sums ON replies(usage_estimated, prompt_tokens, completion_tokens, usd);
 CREATE TABLE dialects (endpoint TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE batches (
     tag TEXT PRIMARY KEY,              -- ours; the server's metadata has it
@@ -149,11 +151,37 @@ pub struct Totals {
 type Ack = oneshot::Sender<Result<()>>;
 
 enum Command {
-    Send { id: i64, attempt: Box<NewAttempt>, ack: Ack },
-    Reply { id: i64, reply: Box<NewReply>, ack: Ack },
-    End { id: i64, end: End, status: Option<u16>, error: String },
-    Dialect { endpoint: String, value: String },
-    Batch { tag: String, endpoint: String, batch: Option<String>, state: &'static str, ack: Ack },
+    Send {
+        id: i64,
+        attempt: Box<NewAttempt>,
+        ack: Ack,
+    },
+    Reply {
+        id: i64,
+        reply: Box<NewReply>,
+        ack: Ack,
+    },
+    End {
+        id: i64,
+        end: End,
+        status: Option<u16>,
+        error: String,
+    },
+    Dialect {
+        endpoint: String,
+        value: String,
+    },
+    Batch {
+        tag: String,
+        endpoint: String,
+        batch: Option<String>,
+        state: &'static str,
+        ack: Ack,
+    },
+    /// Nothing; what came before is on file when it is answered.
+    Flush {
+        ack: Ack,
+    },
 }
 
 /// An open ledger.
@@ -162,12 +190,20 @@ pub(super) struct Ledger {
     path: PathBuf,
     commands: Option<SyncSender<Command>>,
     writer: Option<JoinHandle<()>>,
-    reader: Mutex<Connection>,
+    /// One for each thread that looks replies up.
+    readers: Vec<Mutex<Connection>>,
     next_attempt: AtomicI64,
 }
 
 /// Most commands in one transaction.
 const GROUP: usize = 1024;
+
+/// Most connections that look replies up.
+const MAX_READERS: usize = 8;
+
+/// Megabytes of pages that a connection keeps; the rest is up to the operating system.
+const WRITER_CACHE: i64 = 32;
+const READER_CACHE: i64 = 8;
 
 impl Ledger {
     /// Opens or creates the file. Attempts that an earlier process left open become `in_doubt`.
@@ -175,7 +211,7 @@ impl Ledger {
     /// # Errors
     /// The file cannot be written or is no ledger.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let connection = connect(path)?;
+        let connection = connect(path, WRITER_CACHE)?;
         prepare(&connection, path)?;
         let next: i64 = connection
             .query_row("SELECT coalesce(max(id), 0) + 1 FROM attempts", [], |row| row.get(0))
@@ -186,11 +222,13 @@ impl Ledger {
             .name("ledger".into())
             .spawn(move || write_all(connection, &queue, &at))
             .map_err(|e| Error::new(Kind::Run, "cannot start a thread").source(e))?;
+        let threads = rayon::current_num_threads().clamp(1, MAX_READERS);
+        let readers = std::iter::repeat_with(|| connect(path, READER_CACHE).map(Mutex::new)).take(threads);
         Ok(Self {
             path: path.to_path_buf(),
             commands: Some(commands),
             writer: Some(writer),
-            reader: Mutex::new(connect(path)?),
+            readers: readers.collect::<Result<_>>()?,
             next_attempt: AtomicI64::new(next),
         })
     }
@@ -244,14 +282,20 @@ impl Ledger {
 
     /// The reply to a request, if there is one.
     pub(super) fn reply(&self, key: &Key) -> Result<Option<Stored>> {
+        Ok(self.replies(std::slice::from_ref(key))?.pop().flatten())
+    }
+
+    /// The replies to several requests, in their order: looking up many at once takes the file's locks once.
+    pub(super) fn replies(&self, keys: &[Key]) -> Result<Vec<Option<Stored>>> {
         self.read(|c| {
-            let mut statement = c.prepare_cached(
+            let transaction = c.unchecked_transaction()?;
+            let mut statement = transaction.prepare_cached(
                 "SELECT raw, usd, latency_ms FROM replies WHERE request = (SELECT id FROM requests WHERE key = ?1)",
             )?;
             let row = |r: &rusqlite::Row<'_>| {
                 Ok(Stored { raw: r.get(0)?, usd: r.get(1)?, latency_ms: r.get::<_, i64>(2)? as u64 })
             };
-            statement.query_row([&key.0[..]], row).optional()
+            keys.iter().map(|key| statement.query_row([&key.0[..]], row).optional()).collect()
         })
     }
 
@@ -294,13 +338,17 @@ impl Ledger {
         })
     }
 
-    /// Sums over the whole file.
+    /// Sums over the whole file, with everything that was recorded before.
     pub(super) fn totals(&self) -> Result<Totals> {
+        let (ack, answer) = oneshot::channel();
+        self.post(Command::Flush { ack });
+        answer.blocking_recv().unwrap_or_else(|_| Err(ended(&self.path)))?;
         self.read(totals)
     }
 
     fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let connection = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let reader = rayon::current_thread_index().unwrap_or_default() % self.readers.len();
+        let connection = self.readers[reader].lock().unwrap_or_else(PoisonError::into_inner);
         query(&connection).map_err(|e| broken(&self.path, e))
     }
 }
@@ -345,14 +393,14 @@ fn totals(c: &Connection) -> rusqlite::Result<Totals> {
     Ok(sums)
 }
 
-fn connect(path: &Path) -> Result<Connection> {
+fn connect(path: &Path, cache_mib: i64) -> Result<Connection> {
     let open = || -> rusqlite::Result<Connection> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(10))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // A commit survives the death of the process; a power cut may cost the last ones, never the file.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
-        connection.pragma_update(None, "cache_size", -32_768)?;
+        connection.pragma_update(None, "cache_size", -1024 * cache_mib)?;
         connection.set_prepared_statement_cache_capacity(32);
         Ok(connection)
     };
@@ -366,7 +414,8 @@ fn prepare(connection: &Connection, path: &Path) -> Result<()> {
     let start = match version {
         0 => create.as_str(),
         VERSION => {
-            "UPDATE attempts SET state = 'in_doubt', error = 'the process ended' WHERE state = 'sent' AND batch IS NULL"
+            "CREATE INDEX IF NOT EXISTS replies_sums ON replies(usage_estimated, prompt_tokens, completion_tokens, usd); \
+             UPDATE attempts SET state = 'in_doubt', error = 'the process ended' WHERE state = 'sent' AND batch IS NULL"
         }
         other => {
             return Err(Error::new(Kind::Run, "ledger is of another version")
@@ -406,6 +455,7 @@ fn write_all(mut connection: Connection, queue: &Receiver<Command>, path: &Path)
 
 fn apply(t: &Transaction<'_>, command: Command) -> rusqlite::Result<Option<Ack>> {
     match command {
+        Command::Flush { ack } => Ok(Some(ack)),
         Command::Send { id, attempt: a, ack } => {
             t.prepare_cached(
                 "INSERT OR IGNORE INTO requests(key, role, endpoint, model, body) VALUES (?1, ?2, ?3, ?4, ?5)",

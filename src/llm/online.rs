@@ -113,6 +113,8 @@ struct Response {
 
 /// Why nothing came back.
 enum Lost {
+    /// The server's certificate is not trusted; nothing was sent.
+    Untrusted(String),
     /// The request cannot have reached the server.
     NotSent(String),
     Broken(String),
@@ -250,6 +252,12 @@ impl<'a> Exchange<'a> {
     fn lost(&mut self, id: i64, pass: Pass, lost: Lost) -> Next {
         let attempts = self.attempts + 1;
         let (end, failure) = match lost {
+            Lost::Untrusted(message) => {
+                self.lane.server.circuit.withdraw(pass);
+                self.shared.ledger.ended(id, End::Failed, None, &message);
+                self.shared.stopping.send_replace(true);
+                return Next::End(Ended::Fatal(untrusted(self.lane, &message)));
+            }
             Lost::NotSent(message) => (End::Failed, Failure::Connection { message, attempts }),
             Lost::Broken(message) => (End::InDoubt, Failure::BrokenConnection { message, attempts }),
             Lost::Timeout => (End::InDoubt, Failure::Timeout { attempts }),
@@ -395,19 +403,46 @@ pub(super) fn store(shared: &Shared, job: &Job, raw: String, read: &Read, latenc
 }
 
 fn lost(error: reqwest::Error) -> Lost {
+    let (connect, timeout) = (error.is_connect(), error.is_timeout());
+    match (causes(error), connect, timeout) {
+        ((message, true), ..) => Lost::Untrusted(message),
+        ((message, false), true, _) => Lost::NotSent(message),
+        (_, false, true) => Lost::Timeout,
+        ((message, false), false, false) => Lost::Broken(message),
+    }
+}
+
+/// An error with all its causes, and whether one of them is that the server's certificate is not trusted.
+pub(super) fn causes(error: reqwest::Error) -> (String, bool) {
     // The URL may hold secrets, and causes say more than the outermost error.
     let error = error.without_url();
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(inner) = cause {
-        message = format!("{message}: {inner}");
+        let text = inner.to_string();
+        if !message.ends_with(&text) {
+            message = format!("{message}: {text}");
+        }
         cause = inner.source();
     }
-    match (error.is_connect(), error.is_timeout()) {
-        (true, _) => Lost::NotSent(message),
-        (false, true) => Lost::Timeout,
-        (false, false) => Lost::Broken(message),
+    (message, bad_certificate(&error))
+}
+
+fn bad_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
     }
+    // An I/O error leaves out of its chain of causes the error that it was made of.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    wrapped.is_some_and(|e| bad_certificate(e)) || error.source().is_some_and(bad_certificate)
+}
+
+/// The server may be somebody else.
+pub(super) fn untrusted(lane: &Lane, message: &str) -> Error {
+    Error::new(Kind::Run, "the certificate of the language-model server is not trusted; nothing was sent")
+        .at(&lane.endpoint.identity)
+        .found(message)
+        .help("if it comes from an authority of your own, name its PEM file: llm.generate.ca_file = \"ca.pem\"")
 }
 
 /// A server's own words about a failure.

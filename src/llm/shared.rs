@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::{
     budget::Budget,
     config::{Auth, LlmConfig, StructuredOutput},
-    endpoint::{Endpoint, below},
+    endpoint::{Endpoint, batch_desk, below},
     ledger::Ledger,
     limits::{Circuit, Limiter},
     reply::{Failure, Reply},
@@ -73,9 +73,9 @@ impl Lane {
         *self.dialect.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request below the base URL, with the key.
-    pub(super) fn get(&self, path: &str, query: &[(&str, &str)]) -> reqwest::RequestBuilder {
-        let mut url = below(&self.base, path);
+    /// A request to the part of the server that has files and batches, with the key.
+    pub(super) fn get_from_desk(&self, path: &str, query: &[(&str, &str)]) -> reqwest::RequestBuilder {
+        let mut url = below(&batch_desk(&self.base).0, path);
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
@@ -83,6 +83,11 @@ impl Lane {
     }
 
     /// Likewise.
+    pub(super) fn post_to_desk(&self, path: &str) -> reqwest::RequestBuilder {
+        self.authorize(self.http.post(below(&batch_desk(&self.base).0, path)))
+    }
+
+    /// A request below the base URL, with the key.
     pub(super) fn post(&self, path: &str) -> reqwest::RequestBuilder {
         self.authorize(self.http.post(below(&self.base, path)))
     }

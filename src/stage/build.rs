@@ -93,14 +93,16 @@ pub fn build(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Built> {
     let size = maker.as_ref().map_or(BLOCK, construct::Maker::block);
     let mut samples: Box<dyn Iterator<Item = Result<Sample>>> =
         if maker.is_some() { Box::new(construct::gather(source)) } else { Box::new(source) };
-    let mut task = ctx.progress.start("read rows", plan.data.images as u64);
+    // With a limit images count, without one nobody knows how many rows there are.
+    let limit = plan.data.images as u64;
+    let mut task = ctx.progress.start(if limit > 0 { "read images" } else { "read rows" }, limit);
     loop {
         ctx.check()?;
         let block: Vec<Result<Sample>> = samples.by_ref().take(size).collect();
         if block.is_empty() {
             break;
         }
-        task.advance(block.len() as u64);
+        let (rows, images) = (block.len(), gate.groups.len());
         let taken = block.into_iter().filter_map(|item| gate.admit(plan, item)).collect();
         let made = match &mut maker {
             None => instructions(plan, recipe, taken),
@@ -109,6 +111,7 @@ pub fn build(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Built> {
         for made in made {
             writer.write(plan, made)?;
         }
+        task.advance(if limit > 0 { gate.groups.len() - images } else { rows } as u64);
     }
     task.finish();
     let (mut built, clusters) = writer.finish(plan, dir)?;

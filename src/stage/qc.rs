@@ -87,7 +87,8 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
     let (context, counts) = prepare(plan, dir, ctx)?;
     let mut report = filter(&rules, &context, counts, plan, dir, ctx)?;
     assert_eq!(report.all.rows, counts.rows, "a row was lost in quality control");
-    report.verify = verify::run(plan, dir, ctx, |sample, code| report.reject(sample, code))?;
+    let kept = report.all.rows - report.all.rejected;
+    report.verify = verify::run(plan, dir, ctx, kept, |sample, code| report.reject(sample, code))?;
     (report.leak, report.bias) = inspect(&context, plan, dir, ctx)?;
     report.warnings.clone_from(&report.bias.warnings);
     dir.write_json("qc.json", &report)?;

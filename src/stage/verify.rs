@@ -181,7 +181,7 @@ pub fn verify(
     Ok(rows.into_iter().map(|row| close(plan, row, report)).collect())
 }
 
-/// Checks `kept.jsonl` with the verifier of the recipe, if it has one: kept rows stay there, the others go behind those
+/// Checks `kept.jsonl`, of `count` rows, with the verifier of the recipe, if it has one: kept rows stay there, the others go behind those
 /// in `rejected.jsonl`, and `reject` hears of each with its reason code.
 ///
 /// # Errors
@@ -190,6 +190,7 @@ pub fn run(
     plan: &Plan,
     dir: &RunDir,
     ctx: &Ctx,
+    count: usize,
     mut reject: impl FnMut(&Sample, &str),
 ) -> Result<Option<VerifyReport>> {
     let Some(verifier) = plan.recipe()?.verifier().filter(|_| plan.qc.enabled && plan.qc.verify.enabled) else {
@@ -202,14 +203,14 @@ pub fn run(
         rejected.push_line(&line?.bytes)?;
     }
     let mut report = VerifyReport::default();
-    let mut task = ctx.progress.start("check against annotations", 0);
+    let mut task = ctx.progress.start("check against annotations", count as u64);
     let size = if plan.llm.mode == Mode::Batch { 50_000 } else { 8192 };
     loop {
         let rows: Vec<Sample> = samples.by_ref().take(size).collect::<Result<_>>()?;
         if rows.is_empty() {
             break;
         }
-        task.advance(rows.len() as u64);
+        let asked = rows.len() as u64;
         for row in verify(plan, verifier, rows, &client, &mut report)? {
             match row {
                 Ok(sample) => kept.push(&sample)?,
@@ -219,6 +220,7 @@ pub fn run(
                 }
             }
         }
+        task.advance(asked);
     }
     task.finish();
     rejected.finish()?;

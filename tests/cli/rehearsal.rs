@@ -108,3 +108,36 @@ fn a_rehearsal_goes_from_captions_to_a_judged_report() {
         assert!(!text.contains(key));
     }
 }
+
+/// With `MEDTUNE_SLAKE` (the folder with `train.json` and `imgs`) or `MEDTUNE_VQA_RAD` (the folder with
+/// `VQA_RAD Dataset Public.json`): real images, whose questions and answers are the annotation, go the same way.
+#[test]
+fn a_rehearsal_takes_real_images_with_their_answers_as_annotation() {
+    for (variable, source) in [("MEDTUNE_SLAKE", "slake"), ("MEDTUNE_VQA_RAD", "vqa_rad")] {
+        let Ok(data) = std::env::var(variable) else {
+            println!("{variable} is not set: nothing checked");
+            continue;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let (set, path) = (format!("data.source={source}"), format!("data.path=\"{data}\""));
+        medtune(dir.path(), &args("run", &["--set", &set, "--set", &path, "--set", "data.language=en"])).code(0);
+        let (samples, unread) = (rows(dir.path(), "samples.jsonl"), rows(dir.path(), "unread.jsonl"));
+        let (kept, rejected) = (rows(dir.path(), "kept.jsonl"), rows(dir.path(), "rejected.jsonl"));
+        assert_eq!(samples.len() + unread.len(), kept.len() + rejected.len(), "{source}");
+        let image = |row: &Value| row["images"][0]["path"].as_str().unwrap().to_string();
+        let images: BTreeSet<String> = samples.iter().map(image).collect();
+        println!("{source}: {} images, {} pairs, {} kept", images.len(), samples.len(), kept.len());
+        assert!(images.iter().all(|i| Path::new(i).starts_with(&data) && Path::new(i).is_file()));
+        for row in &kept {
+            let (about, evidence) = (row["annotation"].as_str().unwrap(), row["meta"]["evidence"].as_str().unwrap());
+            assert!(about.contains('?') && about.to_lowercase().contains(&evidence.to_lowercase()), "{row}");
+        }
+        let report: Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join("run/report.json")).unwrap()).unwrap();
+        assert!(report.to_string().contains(source));
+        assert!(rows(dir.path(), "verdicts.jsonl").iter().any(|v| v["outcome"] == "scored"), "{source}");
+        let row = kept[0]["id"].as_str().unwrap();
+        let story = medtune(dir.path(), &["trace", row, "run", "--json"]).code(0).json();
+        assert_eq!(story["requests"].as_array().unwrap().len(), 2, "{story}");
+    }
+}

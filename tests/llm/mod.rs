@@ -1,11 +1,13 @@
 //! Requests over real sockets: every fault of a server, kills, limits, batches, secrets. The server is
 //! `medtune::llm::mock`, in this process or in another.
 
+mod azure;
 mod batch;
 mod faults;
 mod kill;
 mod limits;
 mod secrets;
+mod tls;
 
 use std::{
     collections::BTreeMap,

@@ -62,13 +62,10 @@ pub(super) fn decode(frame: &mut Frame, scan: &Scan<'_>, data: &[u8]) -> Result<
         }
         state.bits.check()?;
     }
+    // Some writers state another part of the coefficients for sequential scans, which always bring all.
+    let (brought, low) = if frame.progressive { (scan.start..scan.end + 1, scan.low) } else { (0..64, 0) };
     for (index, ..) in &scan.parts {
-        let last = if frame.progressive { scan.end } else { 63 };
-        frame.components[*index].missing_bits[scan.start.min(last)..=last].fill(if frame.progressive {
-            scan.low
-        } else {
-            0
-        });
+        frame.components[*index].missing_bits[brought.clone()].fill(low);
     }
     Ok(state.bits.end())
 }
@@ -109,7 +106,12 @@ fn decode_block(
             &mut state.predictions[part],
             &mut state.bits,
         )?;
-        return transform(component, &block, x, y);
+        if !frame.deep {
+            return transform(component, &block, x, y);
+        }
+        let at = (y * component.blocks_wide + x) * 64;
+        component.coefficients[at..at + 64].copy_from_slice(&block);
+        return Ok(());
     }
     let at = (y * component.blocks_wide + x) * 64;
     let block: &mut [i16; 64] =

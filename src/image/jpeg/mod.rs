@@ -1,8 +1,8 @@
 //! JPEG, bit for bit as libjpeg-turbo (and so Pillow) decodes it: accurate integer inverse DCT, triangle-filter
 //! chroma upsampling, 16-bit fixed-point colour conversion.
 //!
-//! Baseline, extended and progressive files with 8-bit samples and Huffman coding. Unlike libjpeg, which fills in
-//! grey and goes on, corrupt or missing data is an error.
+//! Baseline, extended and progressive files with 8-bit samples and Huffman coding, and grey ones with 12-bit samples.
+//! Unlike libjpeg, which fills in grey and goes on, corrupt or missing data is an error.
 
 mod color;
 mod entropy;
@@ -46,7 +46,7 @@ struct Component {
     height: usize,
     /// Blocks in a line of the padded plane, whole MCUs.
     blocks_wide: usize,
-    /// Coefficients of progressive files, `[.., blocks_wide, 64]`, natural order.
+    /// Coefficients where they are kept until all are there, `[.., blocks_wide, 64]`, natural order.
     coefficients: Vec<i16>,
     /// Samples, `[.., blocks_wide * 8]`.
     plane: Vec<u8>,
@@ -60,10 +60,30 @@ impl Component {
     fn stride(&self) -> usize {
         self.blocks_wide * 8
     }
+
+    /// The quantiser, if all coefficients are there.
+    fn complete(&self) -> Result<[u16; 64]> {
+        if self.missing_bits.iter().any(|b| *b != 0) {
+            return Err(JpegError::Corrupt("the image data ends early"));
+        }
+        self.quant.ok_or(JpegError::Corrupt("a colour component has no data"))
+    }
+
+    /// Turns the coefficients that were kept into samples.
+    fn transform<S: idct::Sample>(&self, quant: &[u16; 64], plane: &mut [S]) {
+        let (stride, wide) = (self.stride(), self.blocks_wide);
+        for (i, block) in self.coefficients.chunks_exact(64).enumerate() {
+            let block = block.try_into().expect("a chunk of 64");
+            let corner = (i / wide) * 8 * stride + (i % wide) * 8;
+            idct::inverse(block, quant, &mut plane[corner..], stride);
+        }
+    }
 }
 
 struct Frame {
     progressive: bool,
+    /// Samples have 12 bits.
+    deep: bool,
     width: usize,
     height: usize,
     h_max: usize,
@@ -72,6 +92,11 @@ struct Frame {
 }
 
 impl Frame {
+    /// Whether coefficients are kept until the file has been read.
+    fn deferred(&self) -> bool {
+        self.progressive || self.deep
+    }
+
     fn mcus_wide(&self) -> usize {
         self.width.div_ceil(8 * self.h_max)
     }
@@ -103,6 +128,8 @@ struct Decoder<'a> {
     adobe: Option<u8>,
     /// Three components are RGB unless an Adobe marker says otherwise.
     rgb: bool,
+    /// Samples of 12 bits are wanted.
+    deep: bool,
     frame: Option<Frame>,
     scans: usize,
 }
@@ -132,31 +159,44 @@ pub(crate) fn decode(data: &[u8]) -> Result<Jpeg> {
 /// Decodes a stream whose container says whether three components are `rgb`; an Adobe marker still decides.
 pub(crate) fn decode_as(data: &[u8], rgb: bool) -> Result<Jpeg> {
     let mut decoder = Decoder { data, rgb, ..Decoder::default() };
-    loop {
-        let (marker, segment) = decoder.segment()?;
-        match marker {
-            0xC0..=0xC2 => decoder.start_of_frame(marker, segment)?,
-            0xC4 => decoder.huffman_tables(segment)?,
-            0xC3 | 0xC5..=0xC7 | 0xCD..=0xCF => {
-                return Err(JpegError::Unsupported("lossless and hierarchical JPEG are not supported"));
-            }
-            0xC9..=0xCB => return Err(JpegError::Unsupported("arithmetic coding is not supported")),
-            0xDB => decoder.quantisers(segment)?,
-            0xDD => {
-                let [high, low] = *segment else { return Err(JpegError::Corrupt("bad restart interval")) };
-                decoder.restart = usize::from(u16::from_be_bytes([high, low]));
-            }
-            0xE0 if segment.len() >= 14 && segment.starts_with(b"JFIF\0") => decoder.jfif = true,
-            0xEE if segment.len() >= 12 && segment.starts_with(b"Adobe") => decoder.adobe = Some(segment[11]),
-            0xDA => decoder.scan(segment)?,
-            0xD9 => break,
-            _ => {}
-        }
-    }
+    decoder.read()?;
     decoder.finish()
 }
 
+/// Decodes a grey stream of 12-bit samples, row-major `[height, width]`.
+pub(crate) fn decode_12_bit(data: &[u8]) -> Result<Vec<u16>> {
+    let mut decoder = Decoder { data, deep: true, ..Decoder::default() };
+    decoder.read()?;
+    decoder.finish_12_bit()
+}
+
 impl<'a> Decoder<'a> {
+    /// Reads all segments.
+    fn read(&mut self) -> Result<()> {
+        loop {
+            let (marker, segment) = self.segment()?;
+            match marker {
+                0xC0..=0xC2 => self.start_of_frame(marker, segment)?,
+                0xC4 => self.huffman_tables(segment)?,
+                0xC3 | 0xC5..=0xC7 | 0xCD..=0xCF => {
+                    return Err(JpegError::Unsupported("lossless and hierarchical JPEG are not supported"));
+                }
+                0xC9..=0xCB => return Err(JpegError::Unsupported("arithmetic coding is not supported")),
+                0xDB => self.quantisers(segment)?,
+                0xDD => {
+                    let [high, low] = *segment else { return Err(JpegError::Corrupt("bad restart interval")) };
+                    self.restart = usize::from(u16::from_be_bytes([high, low]));
+                }
+                0xE0 if segment.len() >= 14 && segment.starts_with(b"JFIF\0") => self.jfif = true,
+                0xEE if segment.len() >= 12 && segment.starts_with(b"Adobe") => self.adobe = Some(segment[11]),
+                0xDA => self.scan(segment)?,
+                0xD9 => break,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// The next marker and its segment; the segment of SOI, EOI and RST is empty.
     fn segment(&mut self) -> Result<(u8, &'a [u8])> {
         let marker = loop {
@@ -231,8 +271,12 @@ impl<'a> Decoder<'a> {
         if self.frame.is_some() {
             return Err(JpegError::Corrupt("two frame headers"));
         }
-        if precision != 8 {
-            return Err(JpegError::Unsupported("only 8-bit JPEG is supported"));
+        match (precision, self.deep) {
+            (8, false) => {}
+            (12, true) if count == 1 => {}
+            (12, true) => return Err(JpegError::Unsupported("JPEG with 12 bits is supported in grey only")),
+            (_, false) => return Err(JpegError::Unsupported("only 8-bit JPEG is supported")),
+            (_, true) => return Err(JpegError::Corrupt("the samples have not 12 bits")),
         }
         let (width, height) = (usize::from(u16::from_be_bytes([w1, w2])), usize::from(u16::from_be_bytes([h1, h2])));
         let count = usize::from(count);
@@ -251,8 +295,9 @@ impl<'a> Decoder<'a> {
         }
         let h_max = sampling.iter().map(|s| s.0).max().unwrap_or(1);
         let v_max = sampling.iter().map(|s| s.1).max().unwrap_or(1);
-        let mut frame =
-            Frame { progressive: marker == 0xC2, width, height, h_max, v_max, components: Vec::with_capacity(count) };
+        let components = Vec::with_capacity(count);
+        let (progressive, deep) = (marker == 0xC2, self.deep);
+        let mut frame = Frame { progressive, deep, width, height, h_max, v_max, components };
         for (part, (h, v)) in parts.chunks_exact(3).zip(sampling) {
             let (blocks_wide, blocks_high) = (frame.mcus_wide() * h, frame.mcus_high() * v);
             let samples = blocks_wide * blocks_high * 64;
@@ -264,8 +309,8 @@ impl<'a> Decoder<'a> {
                 width: (width * h).div_ceil(h_max),
                 height: (height * v).div_ceil(v_max),
                 blocks_wide,
-                coefficients: vec![0; if frame.progressive { samples } else { 0 }],
-                plane: vec![0; samples],
+                coefficients: vec![0; if frame.deferred() { samples } else { 0 }],
+                plane: vec![0; if deep { 0 } else { samples }],
                 quant: None,
                 missing_bits: [16; 64],
             });
@@ -312,21 +357,15 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
+    /// Checks that all data came, and transforms what was kept until now.
     fn finish(self) -> Result<Jpeg> {
         let mut frame = self.frame.ok_or(JpegError::Corrupt("no image"))?;
         for component in &mut frame.components {
-            let quant = component.quant.ok_or(JpegError::Corrupt("a colour component has no data"))?;
-            if component.missing_bits.iter().any(|b| *b != 0) {
-                return Err(JpegError::Corrupt("the image data ends early"));
-            }
+            let quant = component.complete()?;
             if frame.progressive {
-                let coefficients = std::mem::take(&mut component.coefficients);
-                let (stride, wide) = (component.stride(), component.blocks_wide);
-                for (i, block) in coefficients.chunks_exact(64).enumerate() {
-                    let block = block.try_into().expect("a chunk of 64");
-                    let corner = (i / wide) * 8 * stride + (i % wide) * 8;
-                    idct::inverse(block, &quant, &mut component.plane[corner..], stride);
-                }
+                let mut plane = std::mem::take(&mut component.plane);
+                component.transform(&quant, &mut plane);
+                component.plane = plane;
             }
         }
         let ids: Vec<u8> = frame.components.iter().map(|c| c.id).collect();
@@ -335,6 +374,16 @@ impl<'a> Decoder<'a> {
             _ => ColorSpace::of(&ids, self.jfif, self.adobe),
         };
         color::interleave(&frame, space)
+    }
+
+    fn finish_12_bit(self) -> Result<Vec<u16>> {
+        let frame = self.frame.ok_or(JpegError::Corrupt("no image"))?;
+        let component = frame.components.first().ok_or(JpegError::Corrupt("no image"))?;
+        let quant = component.complete()?;
+        let mut plane = vec![0u16; component.coefficients.len()];
+        component.transform(&quant, &mut plane);
+        let rows = plane.chunks_exact(component.stride()).take(frame.height);
+        Ok(rows.flat_map(|row| &row[..frame.width]).copied().collect())
     }
 }
 
@@ -403,5 +452,26 @@ mod tests {
             let found: String = Sha256::digest(&image.data).iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(found, expected, "{name}");
         }
+    }
+
+    /// Grey, 12 bits, 21 x 13, from libjpeg-turbo 3.1.3 (imagecodecs 2026.3.6).
+    const DEEP: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMU\
+             FRUVDA8XGBYUGBIUFRT/wQALDAANABUBAREA/8QAFgABAQEAAAAAAAAAAAAAAAAADAoL/8QAKRAAAAIHCAMBAQAAAAAAAAAAFBUF\
+             BwsSExYXAgMEBggJChgMERkbGv/aAAgBAQAAPwA4eyqGcd+ezSDcUMe/NTQigKbSvTgtMXU6bGQhLxocshwwaw8MiRrMFy8ZAMqh\
+             nHfXWkHKbMaUSmEX/wBT5XORVNncGUzWIw7hlKT4kqtBR/qDiYHu9tUb1nlGPCDYLO1hxZP7KNnnkAZg+rHZbqr8L9OCkNUcGmV0\
+             qadJ7qauFUJB7qPlMrKj4a6mRRWCwpib3ZVHDW08s9mkG4pUHvzU0IoCm0qWFcFpi6nTYyFpeNDlkOGDWHhkSNZguXjIBlUcNbTz\
+             u60g5TdQaUSmEX/1PlSwmRVNncGUzWLw7hlKT4kqtBR/qDiYHu9x/mlm0RdW3hILUA5WrQV3c1bfpQ6q2s1rNxS7cl6aRuVdqz5C\
+             qJ0DoNH5EUQpCZcuZUWdgl6gVT6m1d5Dm6+y9kZJ39ETxL3SeSuccffo7//Z";
+
+    #[test]
+    fn samples_of_12_bits_come_out_as_in_libjpeg_turbo() {
+        let file = STANDARD.decode(DEEP).unwrap();
+        let samples = super::decode_12_bit(&file).unwrap();
+        assert_eq!((super::dimensions(&file), samples.len()), (Ok((21, 13)), 21 * 13));
+        let bytes: Vec<u8> = samples.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let found: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(found, "2d60bc7fc3a6692e202d3c52b4abb4f6a491786dc612081b9ba8f165c0cee771");
+        assert!(matches!(super::decode(&file), Err(super::JpegError::Unsupported(_))));
+        assert!((0..file.len() - 2).all(|cut| super::decode_12_bit(&file[..cut]).is_err()));
     }
 }

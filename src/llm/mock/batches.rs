@@ -10,7 +10,7 @@ use axum::{
     Json,
     body::Bytes,
     extract::{Multipart, Path, State},
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, Uri},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
@@ -86,9 +86,13 @@ pub(super) async fn content(State(desk): Shared, headers: HeaderMap, Path(id): P
 }
 
 /// `POST /v1/batches`.
-pub(super) async fn create(State(desk): Shared, headers: HeaderMap, Json(order): Json<Value>) -> Response {
+pub(super) async fn create(State(desk): Shared, uri: Uri, headers: HeaderMap, Json(order): Json<Value>) -> Response {
     if !authorized(&desk, &headers) {
         return unauthorized();
+    }
+    let endpoint = if uri.path().starts_with("/openai/") { "/chat/completions" } else { "/v1/chat/completions" };
+    if order["endpoint"] != endpoint {
+        return error(StatusCode::BAD_REQUEST, "invalid_request_error", &format!("The endpoint must be {endpoint}."));
     }
     let key = headers.get("idempotency-key").and_then(|v| v.to_str().ok()).filter(|_| desk.config.idempotent);
     let (number, input) = {
@@ -103,7 +107,7 @@ pub(super) async fn create(State(desk): Shared, headers: HeaderMap, Json(order):
     let Some(input) = input else { return not_found("file") };
     let id = format!("batch_{number}");
     let expires = desk.config.faults.draw_batch(desk.config.seed, number as u64);
-    let (output, errors) = work(&desk, &input, expires);
+    let (output, errors) = work(&desk, endpoint, &input, expires);
     let mut memory = desk.memory();
     memory.stats.batches += 1;
     if expires {
@@ -132,7 +136,7 @@ pub(super) async fn create(State(desk): Shared, headers: HeaderMap, Json(order):
 }
 
 /// Answers the lines of a file, or only the first half of them: output and error file.
-fn work(desk: &super::Desk, input: &[u8], half: bool) -> (String, String) {
+fn work(desk: &super::Desk, endpoint: &str, input: &[u8], half: bool) -> (String, String) {
     let lines: Vec<Value> =
         String::from_utf8_lossy(input).lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     let (mut output, mut errors) = (String::new(), String::new());
@@ -141,6 +145,9 @@ fn work(desk: &super::Desk, input: &[u8], half: bool) -> (String, String) {
         let id = line["custom_id"].as_str().unwrap_or_default();
         let (status, body) = match Parsed::new(line["body"].to_string().as_bytes(), Some(&format!("medtune-{id}"))) {
             Err(message) => (400, json!({ "error": { "message": message } })),
+            Ok(_) if line["url"] != endpoint => {
+                (400, json!({ "error": { "message": "The url is not the endpoint." } }))
+            }
             Ok(mut parsed) => answer(desk, &mut parsed),
         };
         let file = if status == 200 { &mut output } else { &mut errors };

@@ -18,7 +18,10 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State},
+    extract::{DefaultBodyLimit, Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::Response,
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
@@ -196,6 +199,12 @@ impl MockServer {
         format!("http://{}/v1", self.address)
     }
 
+    /// Base URL of a deployment, as Azure has it: every request needs an `api-version`, and the key its own header.
+    #[must_use]
+    pub fn azure_url(&self, deployment: &str) -> String {
+        format!("http://{}/openai/deployments/{deployment}", self.address)
+    }
+
     /// What it has seen so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -213,17 +222,37 @@ impl Drop for MockServer {
 }
 
 fn router(desk: Arc<Desk>) -> Router {
-    Router::new()
+    let azure = desks("/openai")
+        .route("/openai/deployments/{deployment}/chat/completions", post(chat::completions))
+        .layer(middleware::from_fn(as_azure));
+    desks("/v1")
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/models", get(models))
-        .route("/v1/files", post(batches::upload))
-        .route("/v1/files/{id}/content", get(batches::content))
-        .route("/v1/batches", post(batches::create).get(batches::list))
-        .route("/v1/batches/{id}", get(batches::look))
+        .merge(azure)
         .route("/mock/stats", get(stats))
         .route("/mock/reset", post(reset))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(desk)
+}
+
+/// Where files and batches go.
+fn desks(prefix: &str) -> Router<Arc<Desk>> {
+    let at = |path: &str| format!("{prefix}/{path}");
+    Router::new()
+        .route(&at("files"), post(batches::upload))
+        .route(&at("files/{id}/content"), get(batches::content))
+        .route(&at("batches"), post(batches::create).get(batches::list))
+        .route(&at("batches/{id}"), get(batches::look))
+}
+
+/// What Azure is particular about.
+async fn as_azure(mut request: Request, next: Next) -> Response {
+    let query = request.uri().query().unwrap_or_default();
+    if !query.split('&').any(|part| part.strip_prefix("api-version=").is_some_and(|version| !version.is_empty())) {
+        return chat::error(StatusCode::NOT_FOUND, "404", "Resource not found");
+    }
+    request.headers_mut().remove("authorization");
+    next.run(request).await
 }
 
 async fn models(State(desk): State<Arc<Desk>>) -> Json<Value> {

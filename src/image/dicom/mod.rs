@@ -7,15 +7,13 @@
 //! A header says who the patient is. None of it is returned: [`Header::identity`] names the attributes that are filled,
 //! not what they say.
 
+mod compressed;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dicom_object::{DefaultDicomObject, InMemDicomObject, Tag, mem::InMemElement};
-use dicom_pixeldata::PixelDecoder;
 
-use super::{
-    MAX_PIXELS, Rgb8,
-    jpeg::{self, JpegError},
-};
+use super::{MAX_PIXELS, Rgb8};
 use crate::error::{Error, Kind, Result};
 
 /// What a header says about the picture, and that it says something about a person.
@@ -85,9 +83,6 @@ const GROUP_MACROS: [Tag; 2] = [Tag(0x0028, 0x9132), Tag(0x0028, 0x9145)];
 const PIXELS: Tag = Tag(0x7FE0, 0x0010);
 const FLOAT_PIXELS: Tag = Tag(0x7FE0, 0x0008);
 const DOUBLE_PIXELS: Tag = Tag(0x7FE0, 0x0009);
-
-/// JPEG baseline and extended; the latter also has 12 bits.
-const JPEG_8_BIT: [&str; 2] = ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"];
 
 /// Explicit VR big endian, whose words are stored the other way round.
 const BIG_ENDIAN: &str = "1.2.840.10008.1.2.2";
@@ -272,7 +267,7 @@ impl<'a> File<'a> {
                 let part = all.get(frame * size..(frame + 1) * size).ok_or_else(|| self.cut(all.len(), size))?;
                 (frame_of.values, frame_of.float) = (part.to_vec(), true);
             }
-            None => self.encapsulated(frame, &mut frame_of)?,
+            None => self.encapsulated(frame, allocated, &mut frame_of)?,
         }
         Ok(frame_of)
     }
@@ -324,76 +319,6 @@ impl<'a> File<'a> {
     /// Whether the pixels are stored as words.
     fn words(&self) -> bool {
         self.element(PIXELS).is_some_and(|e| e.header().vr.to_string() == "OW")
-    }
-
-    /// The stream of a compressed frame, where fragments and frames agree.
-    fn fragment(&self, frame: usize) -> Option<Vec<u8>> {
-        let fragments = self.element(PIXELS)?.value().fragments()?;
-        match self.optional(FRAMES, "NumberOfFrames", 1).ok()? {
-            0 | 1 => Some(fragments.concat()),
-            frames if frames == fragments.len() => fragments.get(frame).cloned(),
-            _ => None,
-        }
-    }
-
-    /// An 8-bit JPEG frame, decoded as all other JPEG files are. Three components without an Adobe marker are what the
-    /// header says.
-    fn jpeg(&self, stream: &[u8], out: &mut Frame) -> Result<()> {
-        let failed = |e: JpegError| corrupt(self.at).found(format!("a JPEG frame that cannot be decoded: {e:?}"));
-        if jpeg::dimensions(stream).map_err(failed)? != (out.columns, out.rows) {
-            return Err(corrupt(self.at).found("a JPEG frame of another size than the header states"));
-        }
-        let decoded = jpeg::decode_as(stream, out.photometric == "RGB").map_err(failed)?;
-        if decoded.channels != out.samples {
-            return Err(corrupt(self.at).found(format!("a JPEG frame of {} components", decoded.channels)));
-        }
-        out.values = decoded.data.into_iter().map(f64::from).collect();
-        if out.samples == 3 {
-            out.photometric = "RGB".into();
-        }
-        Ok(())
-    }
-
-    /// Values of a compressed frame.
-    fn encapsulated(&self, frame: usize, out: &mut Frame) -> Result<()> {
-        if JPEG_8_BIT.contains(&self.syntax())
-            && out.bits == 8
-            && let Some(stream) = self.fragment(frame)
-        {
-            return self.jpeg(&stream, out);
-        }
-        let number_of = u32::try_from(frame).map_err(|_| corrupt(self.at))?;
-        let decoded = self.object.decode_pixel_data_frame(number_of).map_err(|e| {
-            let supported = !e.to_string().to_lowercase().contains("unsupported");
-            let what = if supported {
-                "a compressed DICOM frame cannot be decoded"
-            } else {
-                "no decoder for a DICOM transfer syntax"
-            };
-            Error::new(Kind::Image, what)
-                .at(self.at)
-                .found(syntax_name(self.syntax()))
-                .help(if supported {
-                    "fetch the file again, or convert it (gdcmconv --raw)"
-                } else {
-                    "convert it to an uncompressed transfer syntax, for example with gdcmconv --raw"
-                })
-                .source(e)
-        })?;
-        let count = out.rows * out.columns * out.samples;
-        let bytes = decoded.data();
-        let width = usize::from(decoded.bits_allocated()).div_ceil(8);
-        if bytes.len() < count * width {
-            return Err(self.cut(bytes.len(), count * width));
-        }
-        let value = |i: usize| match width {
-            1 => u64::from(bytes[i]),
-            2 => u64::from(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])),
-            _ => u64::from(u32::from_le_bytes(std::array::from_fn(|k| bytes[4 * i + k]))),
-        };
-        out.values = (0..count).map(|i| number(value(i), out.bits, out.signed)).collect();
-        out.photometric = decoded.photometric_interpretation().as_str().trim().to_string();
-        Ok(())
     }
 
     /// Grey values of a monochrome frame, brighter for larger values.
@@ -637,20 +562,4 @@ fn color(frame: &Frame, convert: impl Fn([f64; 3]) -> [f64; 3]) -> Vec<u8> {
 fn from_ybr([y, b, r]: [f64; 3]) -> [f64; 3] {
     let (b, r) = (b - 128.0, r - 128.0);
     [y + 1.402 * r, y - (0.114 * 1.772 * b + 0.299 * 1.402 * r) / 0.587, y + 1.772 * b].map(|v| v + 0.5)
-}
-
-/// The name of a transfer syntax with its UID.
-fn syntax_name(uid: &str) -> String {
-    let name = match uid {
-        "1.2.840.10008.1.2.4.50" => "JPEG baseline",
-        "1.2.840.10008.1.2.4.51" => "JPEG extended, 8 or 12 bits",
-        "1.2.840.10008.1.2.4.57" | "1.2.840.10008.1.2.4.70" => "JPEG lossless",
-        "1.2.840.10008.1.2.4.80" => "JPEG-LS lossless",
-        "1.2.840.10008.1.2.4.81" => "JPEG-LS near-lossless",
-        "1.2.840.10008.1.2.4.90" => "JPEG 2000 lossless",
-        "1.2.840.10008.1.2.4.91" => "JPEG 2000",
-        "1.2.840.10008.1.2.5" => "RLE lossless",
-        _ => "transfer syntax",
-    };
-    format!("{name} ({uid})")
 }
