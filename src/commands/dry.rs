@@ -88,7 +88,7 @@ pub(super) fn judge(global: &Global, args: &RecipeArgs) -> Result<()> {
 
 /// Requests of the check against annotations, as if the rules dropped none of the rows that were built.
 pub(super) fn qc(global: &Global, args: &RecipeArgs) -> Result<()> {
-    let resolved = Resolved::new(&args.recipe, &args.overrides())?;
+    let (resolved, _) = resolve(global, args)?;
     let plan = &resolved.plan;
     let verifier = plan.recipe()?.verifier().filter(|_| plan.qc.enabled && plan.qc.verify.enabled);
     let Some(verifier) = verifier else { return Err(asks_nobody(plan)) };
