@@ -113,6 +113,7 @@ impl Family {
             ctx: &ctx,
             fingerprint: String::new(),
             pages: None,
+            log: Default::default(),
         };
         then(&mut Session::new(&job, self.model.clone()).unwrap())
     }

@@ -133,7 +133,16 @@ pub fn run(plan: &Plan, base: &Path, settings: Settings, dir: &RunDir, ctx: &Ctx
     let predicted_memory_bytes =
         predict(plan, base, &model, &batches(&row, settings, 0, processor.pad_id()), settings, ctx)?;
     let fingerprint = String::new();
-    let job = Job { config: &plan.train, adapter: &plan.adapter, seed: plan.seed, dir, ctx, fingerprint, pages };
+    let job = Job {
+        config: &plan.train,
+        adapter: &plan.adapter,
+        seed: plan.seed,
+        dir,
+        ctx,
+        fingerprint,
+        pages,
+        log: Default::default(),
+    };
     let mut session = Session::new(&job, model)?;
     let (mut times, mut losses) = (Vec::new(), Vec::new());
     let task = ctx.progress.start("steps", (settings.warmup + settings.steps) as u64);

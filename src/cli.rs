@@ -21,7 +21,7 @@ use crate::{
     version,
     arg_required_else_help = true,
     disable_help_subcommand = true,
-    after_help = "Start here:\n  medtune run phantom                 the whole path on synthetic images, on the CPU\n  medtune plan phantom                what that would do, value by value\n  medtune recipes show phantom        the recipe file, to copy and change\n\nExit codes: 0 done, 1 a gate said no, 2 the work could not be done.\nNothing is downloaded but by `medtune data get`, and only recipes that name a language-model server send anything over a network."
+    after_help = "Start here:\n  medtune run phantom                 the whole path on synthetic images, on the CPU\n  medtune plan phantom                what that would do, value by value\n  medtune recipes show phantom        the recipe file, to copy and change\n\nExit codes: 0 done, 1 a gate said no, 2 the work could not be done.\nNothing is downloaded but by `medtune data get`, and only recipes that name a language-model or MLflow server (or MLFLOW_TRACKING_URI) send anything over a network."
 )]
 pub struct Cli {
     /// What to do.
@@ -187,6 +187,13 @@ pub enum Verb {
         after_help = "Examples:\n  medtune run phantom\n  medtune run phantom --out /tmp/try --set train.max_steps=50\n  medtune run my_recipe.toml --device cuda:0"
     )]
     Run(RecipeArgs),
+    /// Run a finished run again beside it, and compare hash by hash
+    ///
+    /// The recipe is the run's own plan.toml; replies of language models come from the run's ledger. The table has what
+    /// every stage was made from (program version, settings, data, device) and what it made. Exit code 1 if anything
+    /// differs. What a clock decides is left out.
+    #[command(after_help = "Example:\n  medtune repro run/phantom")]
+    Repro(ReproArgs),
     /// Show the resolved plan: every value with where it came from, and what it amounts to in steps and memory
     ///
     /// Nothing is run and nothing is written; neither data nor weights nor the device need be there.
@@ -310,6 +317,16 @@ pub enum Verb {
         /// Name of the thing, as the lists show it
         name: String,
     },
+}
+
+/// What `repro` takes.
+#[derive(Debug, Clone, Args)]
+pub struct ReproArgs {
+    /// Run directory
+    pub run: PathBuf,
+    /// Directory of the second run [default: the first one's name with _repro behind it]
+    #[arg(long, short, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// What `build` and `qc` take.

@@ -35,10 +35,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Process exit code: 1 when a gate failed, 2 when the work could not be done.
+    /// Process exit code: 1 when a gate failed, 2 when the work could not be done. Who interrupts gets what was asked for:
+    /// everything is saved, and 0.
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
+            Self::Interrupted => 0,
             Self::Gate => 1,
             _ => 2,
         }

@@ -6,6 +6,7 @@
 
 pub mod ablate;
 pub mod adapter;
+pub mod batching;
 pub mod bench;
 pub mod cli;
 pub mod commands;
@@ -32,6 +33,7 @@ pub mod qc;
 pub mod random;
 pub mod recipe;
 pub mod registry;
+pub mod repro;
 pub mod resident;
 pub mod review;
 pub mod row_file;

@@ -4,29 +4,31 @@
 //! host memory until the training thread uploads them.
 
 use std::{
+    borrow::Cow,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
     sync::{
-        Mutex, OnceLock,
+        Mutex, OnceLock, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::Scope,
 };
 
 use burn::data::dataset::Dataset;
-use rand::seq::SliceRandom;
 use rayon::prelude::*;
 
 use crate::{
+    batching::{Batching, MicroBatch},
     error::{Error, Kind, Result},
-    random,
-    sample::Sample,
+    parallel::{CHUNK, ordered},
+    run_dir::Lines,
+    sample::{Sample, Split},
     vlm::{Batch, Encoded, PaddingSide, Processor},
 };
 
 /// Host memory for encoded rows that are kept for the next epoch.
 pub(crate) const CACHE_BYTES: usize = 512 << 20;
-
-/// Batches of batches among which rows are sorted by length.
-const SORTED_TOGETHER: usize = 50;
 
 /// Steps that a worker may be ahead.
 pub(crate) const AHEAD: usize = 2;
@@ -40,19 +42,70 @@ pub struct Rejected {
     pub reason: String,
 }
 
-/// Rows that can be trained on. A [`Dataset`] of encoded rows.
+/// Where the samples are.
+enum Samples {
+    /// In memory.
+    Memory(Vec<Sample>),
+    /// In a JSONL file: first byte and length of each line.
+    File { path: PathBuf, file: Mutex<File>, places: Vec<(u64, usize)> },
+}
+
+impl Samples {
+    fn get(&self, index: usize) -> Result<Cow<'_, Sample>> {
+        match self {
+            Self::Memory(samples) => Ok(Cow::Borrowed(&samples[index])),
+            Self::File { path, file, places } => {
+                let (start, length) = places[index];
+                let mut line = vec![0; length];
+                {
+                    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                    file.seek(SeekFrom::Start(start))
+                        .and_then(|_| file.read_exact(&mut line))
+                        .map_err(|e| Error::io(path, e))?;
+                }
+                let sample = serde_json::from_slice(&line).map_err(|e| {
+                    Error::new(Kind::Run, "a row changed while it was being used").at(path.display()).source(e)
+                })?;
+                Ok(Cow::Owned(sample))
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Memory(samples) => samples.len(),
+            Self::File { places, .. } => places.len(),
+        }
+    }
+}
+
+/// Rows that can be trained on, each one sample, or a pair of them: a chosen answer and a rejected one. A [`Dataset`] of
+/// encoded samples.
 pub struct Rows<'a> {
-    samples: Vec<Sample>,
+    samples: Samples,
+    per_row: usize,
     processor: &'a dyn Processor,
     max_length: usize,
-    /// Positions of each row, images included.
+    /// Positions of each row, images included; of a pair the longer one.
     pub lengths: Vec<usize>,
     /// Supervised positions of each row.
     pub supervised: Vec<usize>,
     cache: Vec<OnceLock<Encoded>>,
 }
 
+/// What one sample turned out to be.
+struct Seen {
+    length: usize,
+    supervised: usize,
+    cached: OnceLock<Encoded>,
+}
+
 impl<'a> Rows<'a> {
+    fn empty(samples: Samples, per_row: usize, processor: &'a dyn Processor, max_length: usize) -> Self {
+        let (lengths, supervised, cache) = (Vec::new(), Vec::new(), Vec::new());
+        Self { samples, per_row, processor, max_length, lengths, supervised, cache }
+    }
+
     /// Encodes every sample once: those that fail, are longer than `max_length` positions (0: no limit) or have nothing
     /// to learn from are returned with their reasons. `progress` is told of every row.
     pub fn survey(
@@ -61,51 +114,124 @@ impl<'a> Rows<'a> {
         max_length: usize,
         progress: impl Fn() + Sync,
     ) -> (Self, Vec<Rejected>) {
+        Self::survey_groups(samples, 1, processor, max_length, progress)
+    }
+
+    /// As [`Rows::survey`], for pairs of a chosen and a rejected answer; both are left out if one is.
+    pub fn survey_pairs(
+        pairs: Vec<[Sample; 2]>,
+        processor: &'a dyn Processor,
+        max_length: usize,
+        progress: impl Fn() + Sync,
+    ) -> (Self, Vec<Rejected>) {
+        Self::survey_groups(pairs.into_iter().flatten().collect(), 2, processor, max_length, progress)
+    }
+
+    fn survey_groups(
+        samples: Vec<Sample>,
+        per_row: usize,
+        processor: &'a dyn Processor,
+        max_length: usize,
+        progress: impl Fn() + Sync,
+    ) -> (Self, Vec<Rejected>) {
         let room = Mutex::new(CACHE_BYTES);
-        let seen: Vec<Result<(usize, usize, OnceLock<Encoded>)>> = samples
-            .par_iter()
-            .map(|sample| {
-                let row = encode(processor, sample, max_length);
+        let outcomes: Vec<Result<Vec<Seen>>> = samples
+            .par_chunks(per_row)
+            .map(|group| {
+                let row = group.iter().map(|s| see(processor, s, max_length, &room)).collect();
                 progress();
-                row.map(|row| (row.input_ids.len(), row.supervised(), keep(row, &room)))
+                row
             })
             .collect();
-        let mut rows = Self {
-            samples: Vec::new(),
-            processor,
-            max_length,
-            lengths: Vec::new(),
-            supervised: Vec::new(),
-            cache: Vec::new(),
-        };
-        let mut rejected = Vec::new();
-        for (sample, outcome) in samples.into_iter().zip(seen) {
+        let mut rows = Self::empty(Samples::Memory(Vec::new()), per_row, processor, max_length);
+        let (mut kept, mut rejected) = (Vec::new(), Vec::new());
+        let mut samples = samples.into_iter();
+        for outcome in outcomes {
+            let group: Vec<Sample> = samples.by_ref().take(per_row).collect();
             match outcome {
-                Ok((length, supervised, cached)) => {
-                    rows.samples.push(sample);
-                    rows.lengths.push(length);
-                    rows.supervised.push(supervised);
-                    rows.cache.push(cached);
+                Ok(seen) => {
+                    rows.add(seen);
+                    kept.extend(group);
                 }
-                Err(e) => rejected.push(Rejected { id: sample.id, reason: reason(&e) }),
+                Err(e) => rejected
+                    .push(Rejected { id: group.first().map(|s| s.id.clone()).unwrap_or_default(), reason: reason(&e) }),
             }
         }
+        rows.samples = Samples::Memory(kept);
         (rows, rejected)
     }
 
-    /// The samples, in order.
-    #[must_use]
-    pub fn samples(&self) -> &[Sample] {
-        &self.samples
+    /// As [`Rows::survey`], for the samples of `split` in a JSONL file, of which only the places are kept in memory.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a line is no sample.
+    pub fn survey_file(
+        path: &Path,
+        split: Split,
+        processor: &'a dyn Processor,
+        max_length: usize,
+        progress: impl Fn() + Sync,
+    ) -> Result<(Self, Vec<Rejected>)> {
+        let room = Mutex::new(CACHE_BYTES);
+        let mut places = Vec::new();
+        let mut rows = Self::empty(Samples::Memory(Vec::new()), 1, processor, max_length);
+        let mut rejected = Vec::new();
+        let outcomes = ordered(Lines::open(path)?, CHUNK, |line| {
+            let line = line?;
+            let sample: Sample = line.parse(path)?;
+            if sample.split != split {
+                return Ok(None);
+            }
+            let seen = see(processor, &sample, max_length, &room);
+            progress();
+            Ok(Some(match seen {
+                Ok(seen) => Ok(((line.offset, line.bytes.len()), seen)),
+                Err(e) => Err(Rejected { id: sample.id, reason: reason(&e) }),
+            }))
+        });
+        for outcome in outcomes {
+            match outcome? {
+                None => {}
+                Some(Ok((place, seen))) => {
+                    places.push(place);
+                    rows.add(vec![seen]);
+                }
+                Some(Err(row)) => rejected.push(row),
+            }
+        }
+        let file = Mutex::new(File::open(path).map_err(|e| Error::io(path, e))?);
+        rows.samples = Samples::File { path: path.to_path_buf(), file, places };
+        Ok((rows, rejected))
     }
 
-    /// Reads, pads and stacks the rows at `indices`.
+    fn add(&mut self, seen: Vec<Seen>) {
+        self.lengths.push(seen.iter().map(|s| s.length).max().unwrap_or(0));
+        self.supervised.push(seen.iter().map(|s| s.supervised).sum());
+        self.cache.extend(seen.into_iter().map(|s| s.cached));
+    }
+
+    /// Reads, pads and stacks the rows at `indices`; both answers of a pair, the chosen one first.
     ///
     /// # Errors
     /// A row that could be encoded before no longer can.
     pub fn batch(&self, indices: &[usize], multiple: usize) -> Result<Batch> {
-        let rows: Vec<Encoded> = indices.iter().map(|i| self.get(*i)).collect::<Result<_>>()?;
+        let samples = indices.iter().flat_map(|i| i * self.per_row..(i + 1) * self.per_row);
+        let rows: Vec<Encoded> = samples.map(|i| self.get(i)).collect::<Result<_>>()?;
         Ok(Batch::collate(&rows, self.processor.pad_id(), PaddingSide::Right, multiple))
+    }
+
+    /// Reads, pads and stacks sequences of rows.
+    ///
+    /// # Errors
+    /// As [`Rows::batch`].
+    pub fn micro_batch(&self, sequences: &MicroBatch, multiple: usize) -> Result<Batch> {
+        if self.per_row > 1 || sequences.iter().all(|s| s.len() == 1) {
+            return self.batch(&sequences.concat(), multiple);
+        }
+        let read = |sequence: &Vec<usize>| sequence.iter().map(|i| self.get(*i)).collect::<Result<Vec<_>>>();
+        let rows: Vec<Vec<Encoded>> = sequences.iter().map(read).collect::<Result<_>>()?;
+        let rows: Vec<&[Encoded]> = rows.iter().map(Vec::as_slice).collect();
+        Ok(Batch::pack(&rows, self.processor.pad_id(), PaddingSide::Right, multiple))
     }
 }
 
@@ -114,12 +240,17 @@ impl Dataset<Encoded, Error> for Rows<'_> {
         if let Some(row) = self.cache[index].get() {
             return Ok(row.clone());
         }
-        encode(self.processor, &self.samples[index], self.max_length)
+        encode(self.processor, self.samples.get(index)?.as_ref(), self.max_length)
     }
 
     fn len(&self) -> usize {
         self.samples.len()
     }
+}
+
+fn see(processor: &dyn Processor, sample: &Sample, max_length: usize, room: &Mutex<usize>) -> Result<Seen> {
+    let row = encode(processor, sample, max_length)?;
+    Ok(Seen { length: row.input_ids.len(), supervised: row.supervised(), cached: keep(row, room) })
 }
 
 fn encode(processor: &dyn Processor, sample: &Sample, max_length: usize) -> Result<Encoded> {
@@ -157,44 +288,6 @@ fn reason(error: &Error) -> String {
         source = inner.source();
     }
     text
-}
-
-/// How rows become batches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Batching {
-    /// Seed of the order.
-    pub seed: u64,
-    /// Rows of a micro-batch.
-    pub batch_size: usize,
-    /// Micro-batches of a step.
-    pub accumulation: usize,
-    /// Whether rows of similar length share a batch.
-    pub group_by_length: bool,
-    /// Lengths are padded to a multiple of this.
-    pub multiple: usize,
-}
-
-impl Batching {
-    /// Indices of the rows of every micro-batch of every step of `epoch`.
-    #[must_use]
-    pub fn epoch(&self, lengths: &[usize], epoch: usize) -> Vec<Vec<Vec<usize>>> {
-        let mut order: Vec<usize> = (0..lengths.len()).collect();
-        let mut draws = random::stream(self.seed, "epoch order", epoch as u64);
-        order.shuffle(&mut draws);
-        let mut batches: Vec<Vec<usize>>;
-        if self.group_by_length {
-            for together in order.chunks_mut(self.batch_size * SORTED_TOGETHER) {
-                together.sort_by_key(|i| std::cmp::Reverse(lengths[*i]));
-            }
-            batches = order.chunks(self.batch_size).map(<[usize]>::to_vec).collect();
-            // Sorted rows would train long before short ones; the incomplete batch stays last.
-            let full = order.len() / self.batch_size;
-            batches[..full].shuffle(&mut draws);
-        } else {
-            batches = order.chunks(self.batch_size).map(<[usize]>::to_vec).collect();
-        }
-        batches.chunks(self.accumulation).map(<[Vec<usize>]>::to_vec).collect()
-    }
 }
 
 /// Where training is in the data.
@@ -276,7 +369,7 @@ fn produce(
                 Position { epoch: position.epoch, step: step + 1 }
             };
             let micro_batches: Result<Vec<Batch>> =
-                micro.iter().map(|indices| rows.batch(indices, batching.multiple)).collect();
+                micro.iter().map(|sequences| rows.micro_batch(sequences, batching.multiple)).collect();
             let failed = micro_batches.is_err();
             let sent = send.send(micro_batches.map(|micro_batches| StepRows { micro_batches, next }));
             if failed || sent.is_err() {
@@ -353,14 +446,14 @@ mod tests {
         Rows::survey(samples, &Toy, 0, || {}).0
     }
 
-    fn batching(group_by_length: bool) -> Batching {
-        Batching { seed: 5, batch_size: 2, accumulation: 2, group_by_length, multiple: 4 }
+    fn batching() -> Batching {
+        Batching { seed: 5, batch_size: 2, accumulation: 2, group_by_length: false, packing: None, multiple: 4 }
     }
 
     fn first_steps(workers: usize, position: Position, n: usize) -> Vec<(Vec<Vec<String>>, Position)> {
         let rows = rows();
         std::thread::scope(|scope| {
-            let mut loader = Loader::start(scope, &rows, batching(false), position, workers);
+            let mut loader = Loader::start(scope, &rows, batching(), position, workers);
             (0..n)
                 .map(|_| {
                     let step = loader.next_step().unwrap();
@@ -375,29 +468,47 @@ mod tests {
         let ids = ["4", "broken", "13", "9", "3"];
         let (rows, rejected) = Rows::survey(ids.iter().map(|i| sample(i)).collect(), &Toy, 8, || {});
         assert_eq!(rows.lengths, [4, 3]);
-        assert_eq!(rejected.len() + rows.len(), ids.len());
+        assert_eq!(rejected.len() + rows.lengths.len(), ids.len());
         assert!(rejected[0].reason.contains("image is broken"));
         assert!(rejected[1].reason.contains("at most 8 positions, found 13"), "{}", rejected[1].reason);
         assert!(rejected[2].reason.contains("found 9"));
     }
 
     #[test]
-    fn an_epoch_holds_every_row_once_in_another_order_each_time() {
-        for group_by_length in [false, true] {
-            let lengths: Vec<usize> = (2..13).collect();
-            let batching = batching(group_by_length);
-            let first = batching.epoch(&lengths, 0);
-            assert_eq!(first.len(), 3);
-            let mut all: Vec<usize> = first.concat().concat();
-            assert_ne!(all, batching.epoch(&lengths, 1).concat().concat());
-            assert_eq!(first, batching.epoch(&lengths, 0));
-            all.sort_unstable();
-            assert_eq!(all, (0..11).collect::<Vec<_>>());
-            if group_by_length {
-                let spread = |b: &Vec<usize>| b.iter().map(|i| lengths[*i]).max().unwrap() - lengths[b[0]];
-                assert!(first.concat().iter().all(|b| spread(b) <= 1));
-            }
-        }
+    fn rows_in_a_file_are_those_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kept.jsonl");
+        let mut samples: Vec<Sample> = ["4", "broken", "7", "13", "9"].map(sample).to_vec();
+        samples[2].split = Split::Validation;
+        let lines: String = samples.iter().map(|s| serde_json::to_string(s).unwrap() + "\n\n").collect();
+        std::fs::write(&path, lines).unwrap();
+        let training = samples.iter().filter(|s| s.split == Split::Train).cloned().collect();
+        let (memory, rejected) = Rows::survey(training, &Toy, 8, || {});
+        let (file, also) = Rows::survey_file(&path, Split::Train, &Toy, 8, || {}).unwrap();
+        assert_eq!((&memory.lengths, &rejected), (&file.lengths, &also));
+        let uncached = Rows { cache: vec![OnceLock::new()], ..file };
+        assert_eq!(uncached.batch(&[0], 1).unwrap(), memory.batch(&[0], 1).unwrap());
+    }
+
+    #[test]
+    fn packed_rows_lie_one_after_the_other() {
+        let rows = rows();
+        let batch = rows.micro_batch(&vec![vec![0, 2], vec![1]], 4).unwrap();
+        assert_eq!((batch.rows, batch.length, batch.ids.len(), batch.tokens()), (2, 8, 3, 9));
+        assert_eq!(batch.segments[..8], [0, 0, 1, 1, 1, 1, -1, -1]);
+        assert_eq!(batch.positions[..8], [0, 1, 0, 1, 2, 3, 0, 0]);
+        // The first token of a text is predicted by nothing.
+        assert_eq!(batch.labels[..8], [1, 1, IGNORE, 1, 1, 1, IGNORE, IGNORE]);
+        assert_eq!((batch.id_at(3), batch.id_at(7)), (Some("4"), None));
+        assert_eq!(batch.supervised(), rows.supervised[..3].iter().sum::<usize>());
+    }
+
+    #[test]
+    fn a_pair_is_left_out_as_a_whole() {
+        let pairs = vec![[sample("4"), sample("6")], [sample("5"), sample("broken")]];
+        let (rows, rejected) = Rows::survey_pairs(pairs, &Toy, 0, || {});
+        assert_eq!((rows.lengths.as_slice(), rejected.len()), (&[6][..], 1));
+        assert_eq!(rows.batch(&[0], 1).unwrap().ids, ["4", "6"]);
     }
 
     #[test]

@@ -97,7 +97,9 @@ impl Manifest {
     /// # Errors
     /// A file cannot be read.
     pub fn inputs(&mut self, stage: &Stage, plan: &Plan, run: &RunDir, ctx: &Ctx) -> Result<Hashes> {
-        let sections = serde_json::to_value(plan).unwrap_or_default();
+        let mut deciding = plan.clone();
+        deciding.train = plan.train.deciding();
+        let sections = serde_json::to_value(deciding).unwrap_or_default();
         let mut inputs = Hashes::new();
         inputs.insert("program".into(), env!("CARGO_PKG_VERSION").into());
         for section in stage.sections.iter().chain(&["recipe", "seed"]) {
@@ -111,6 +113,7 @@ impl Manifest {
             ("data", "data.path", plan.data.path.as_deref()),
             ("model", "model.checkpoint", plan.model.checkpoint.as_deref()),
             ("model", "model.vision_tower", plan.model.vision_tower.as_deref()),
+            ("train", "train.preference_data", plan.train.preference_data.as_deref()),
             ("judge", "judge.prompt", plan.judge.prompt.as_deref()),
             ("judge", "judge.anchor_file", plan.judge.anchor_file.as_deref()),
         ];

@@ -19,7 +19,7 @@ use crate::{
     registry,
     source::DataConfig,
     stage::eval::EvalConfig,
-    train::TrainConfig,
+    train::{TrainConfig, log::LogConfig},
 };
 
 /// A resolved recipe: every value a run depends on, except the device and the output directory.
@@ -38,6 +38,8 @@ pub struct Plan {
     pub qc: QcConfig,
     /// Which model.
     pub model: ModelConfig,
+    /// Where the progress of training is written besides `log.jsonl`.
+    pub log: LogConfig,
     /// Which weights are adapted.
     pub adapter: AdapterConfig,
     /// How they are trained.
@@ -61,6 +63,7 @@ impl Default for Plan {
             construct: ConstructConfig::default(),
             qc: QcConfig::default(),
             model: ModelConfig::default(),
+            log: LogConfig::default(),
             adapter: AdapterConfig::default(),
             train: TrainConfig::default(),
             generate: GenerateConfig::default(),
@@ -198,6 +201,9 @@ impl Plan {
         for (key, problem) in self.model.compat.problems(&self.model.name) {
             add(&key, problem);
         }
+        for (key, problem) in self.log.problems() {
+            add(&key, problem);
+        }
         match models::find(&self.model.name) {
             Err(_) => known(&mut add, "model.name", &self.model.name, MODELS.iter().map(|m| m.name)),
             Ok(family) if self.model.checkpoint.is_none() => {
@@ -235,6 +241,7 @@ impl Plan {
         absent(&[
             ("data.path", &self.data.path),
             ("data.image_dir", &self.data.image_dir),
+            ("train.preference_data", &self.train.preference_data),
             ("judge.prompt", &self.judge.prompt),
             ("judge.anchor_file", &self.judge.anchor_file),
             ("judge.controls_before", &self.judge.controls_before),

@@ -250,6 +250,7 @@ pub struct Lines {
     path: PathBuf,
     file: BufReader<File>,
     number: usize,
+    offset: u64,
 }
 
 /// A line of a JSONL file with its place.
@@ -257,6 +258,8 @@ pub struct Lines {
 pub struct Line {
     /// Line number, from 1.
     pub number: usize,
+    /// Place of its first byte in the file.
+    pub offset: u64,
     /// Its bytes, without the line feed.
     pub bytes: Vec<u8>,
 }
@@ -269,7 +272,7 @@ impl Lines {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self { path, file: BufReader::with_capacity(1 << 18, file), number: 0 })
+        Ok(Self { path, file: BufReader::with_capacity(1 << 18, file), number: 0, offset: 0 })
     }
 }
 
@@ -285,11 +288,13 @@ impl Iterator for Lines {
                 Ok(_) => {}
             }
             self.number += 1;
+            let offset = self.offset;
+            self.offset += bytes.len() as u64;
             if bytes.last() == Some(&b'\n') {
                 bytes.pop();
             }
             if !bytes.trim_ascii().is_empty() {
-                return Some(Ok(Line { number: self.number, bytes }));
+                return Some(Ok(Line { number: self.number, offset, bytes }));
             }
         }
     }

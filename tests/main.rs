@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "the parity tests say how many checks they made")]
 
 mod ablate;
+mod batching;
 mod cli;
 mod datasets;
 mod dicom;
@@ -13,9 +14,11 @@ mod judge;
 mod llm;
 mod parity;
 mod plugin;
+mod preference;
 mod real_vqa;
 mod report;
 mod score;
 #[cfg(feature = "slow")]
 mod slow;
+mod tracking;
 mod training;

@@ -22,7 +22,7 @@ use medtune::{
     stage::Ctx,
     train::{
         Recompute, SchedulerType, TowerMode, TrainConfig, checkpoint,
-        log::{self, LogLine},
+        log::{self, LogLine, Targets},
         trainer::{Finished, Job, Session, train},
     },
     vlm::{Encoded, ImageSpan, Pixels, Processor},
@@ -31,8 +31,10 @@ use medtune::{
 
 /// Turns the number in a sample's id into tokens that follow a rule, every other row with an image.
 #[derive(Default)]
-struct Toy {
+pub(crate) struct Toy {
     encoded: AtomicUsize,
+    /// Id of a row whose pixels are not finite.
+    poisoned: Option<usize>,
 }
 
 const PATCHES: usize = 4;
@@ -53,7 +55,8 @@ impl Processor for Toy {
             labels: (0..length).map(|i| if i > span + 1 { (3 + (i + id) % 7) as i32 } else { -100 }).collect(),
             spans: if span > 0 { vec![ImageSpan { start: 0, len: span }] } else { vec![] },
             pixels: if span > 0 {
-                let data = (0..192).map(|i| ((i * (id + 1)) as f32 * 0.13).sin()).collect();
+                let bad = if self.poisoned == Some(id) { f32::NAN } else { 0.0 };
+                let data = (0..192).map(|i| ((i * (id + 1)) as f32 * 0.13).sin() + bad).collect();
                 vec![Pixels { data, shape: [3, 8, 8] }]
             } else {
                 vec![]
@@ -117,7 +120,7 @@ fn model() -> AnyVlm {
     init_random(AnyVlm::LlavaMed(LlavaMed::new(&config, &device).unwrap()), 3, 0.2)
 }
 
-fn config() -> TrainConfig {
+pub(crate) fn config() -> TrainConfig {
     TrainConfig {
         learning_rate: 1e-2,
         lr_scheduler_type: SchedulerType::Cosine,
@@ -135,24 +138,28 @@ fn adapter() -> AdapterConfig {
     AdapterConfig { r: 2, lora_dropout: 0.1, ..AdapterConfig::default() }
 }
 
-struct Outcome {
-    finished: Result<Finished<AnyVlm>>,
+pub(crate) struct Outcome {
+    pub(crate) finished: Result<Finished<AnyVlm>>,
     _ctx: Ctx,
 }
 
 fn run_in(dir: &Path, config: &TrainConfig, ctx: Ctx) -> Outcome {
-    let processor = Toy::default();
+    run_logged(dir, config, ctx, Targets::default(), Toy::default())
+}
+
+pub(crate) fn run_logged(dir: &Path, config: &TrainConfig, ctx: Ctx, log: Targets, processor: Toy) -> Outcome {
     let (rows, rejected) = Rows::survey(samples(0..11), &processor, 0, || {});
     assert!(rejected.is_empty());
     let (validation, _) = Rows::survey(samples(20..24), &processor, 0, || {});
     let dir = RunDir::open(dir).unwrap();
     let adapter = adapter();
-    let job = Job { config, adapter: &adapter, seed: 5, dir: &dir, ctx: &ctx, fingerprint: "f".into(), pages: None };
+    let job =
+        Job { config, adapter: &adapter, seed: 5, dir: &dir, ctx: &ctx, fingerprint: "f".into(), pages: None, log };
     let finished = train(&job, model(), &rows, &validation);
     Outcome { finished, _ctx: ctx }
 }
 
-fn quiet() -> Ctx {
+pub(crate) fn quiet() -> Ctx {
     Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap()
 }
 
@@ -285,8 +292,16 @@ fn a_pattern_that_matches_nothing_is_an_error_before_any_step() {
     let ctx = quiet();
     let adapter = AdapterConfig { target_modules: vec!["q_porj".into()], ..adapter() };
     let config = config();
-    let job =
-        Job { config: &config, adapter: &adapter, seed: 5, dir: &dir, ctx: &ctx, fingerprint: "f".into(), pages: None };
+    let job = Job {
+        config: &config,
+        adapter: &adapter,
+        seed: 5,
+        dir: &dir,
+        ctx: &ctx,
+        fingerprint: "f".into(),
+        pages: None,
+        log: Default::default(),
+    };
     let error = Session::new(&job, model()).err().unwrap();
     assert!(error.help_line().unwrap().contains("q_proj"), "{error:?}");
 }
@@ -311,6 +326,7 @@ fn one_step_of_four_rows_equals_four_accumulated_rows() {
                 ctx: &ctx,
                 fingerprint: "f".into(),
                 pages: None,
+                log: Default::default(),
             };
             let mut session = Session::new(&job, model()).unwrap();
             let all: Vec<usize> = (0..4).collect();
@@ -338,4 +354,193 @@ fn every_tower_mode_trains_and_only_what_it_opens() {
             assert!(own.iter().all(|t| t.lora == (mode == Lora)), "{tower}");
         }
     }
+}
+
+/// Everything that makes resuming hard.
+fn hard() -> TrainConfig {
+    TrainConfig {
+        packing: true,
+        packing_length: 32,
+        dataloader_num_workers: 3,
+        save_steps: 1,
+        eval_steps: 3,
+        ..config()
+    }
+}
+
+#[test]
+fn packing_dropout_accumulation_and_threads_resume_to_the_same_bytes() {
+    let whole = tempfile::tempdir().unwrap();
+    run(whole.path(), &hard());
+    let packed: Vec<LogLine> = medtune::run_dir::read_jsonl(&whole.path().join(log::FILE)).unwrap();
+    let plain = tempfile::tempdir().unwrap();
+    run(plain.path(), &config());
+    assert_ne!(bytes(whole.path(), 9), bytes(plain.path(), 9), "packing changes which rows share a step");
+    assert!(packed.len() > 9);
+    for from in [1, 2, 5, 8] {
+        let killed = tempfile::tempdir().unwrap();
+        let name = format!("checkpoint-{from}");
+        copy(&whole.path().join(&name), &killed.path().join(&name));
+        fs::copy(whole.path().join(log::FILE), killed.path().join(log::FILE)).unwrap();
+        run(killed.path(), &TrainConfig { dataloader_num_workers: 1 + from % 3, ..hard() });
+        assert!(bytes(whole.path(), 9) == bytes(killed.path(), 9), "from step {from}");
+        assert_eq!(steps_logged(whole.path()), steps_logged(killed.path()));
+    }
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_falls_back_and_is_never_taken_for_a_new_one() {
+    let whole = tempfile::tempdir().unwrap();
+    let config = TrainConfig { save_steps: 3, save_total_limit: 1, eval_steps: 0, ..config() };
+    run(whole.path(), &config);
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &TrainConfig { save_total_limit: 5, ..config.clone() });
+    let newest = dir.path().join("checkpoint-9/optimizer.safetensors");
+    let half = fs::read(&newest).unwrap();
+    fs::write(&newest, &half[..half.len() / 2]).unwrap();
+    run(dir.path(), &TrainConfig { save_steps: 1, ..config });
+    assert!(bytes(whole.path(), 9) == bytes(dir.path(), 9));
+    let run_dir = RunDir::open(dir.path()).unwrap();
+    assert_eq!(checkpoint::steps(&run_dir), [9]);
+    assert!(dir.path().join("unusable-checkpoint-9").exists());
+}
+
+#[test]
+fn a_named_checkpoint_of_another_run_is_continued() {
+    let (whole, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    run(whole.path(), &config());
+    let from = whole.path().join("checkpoint-4").display().to_string();
+    let config = TrainConfig { resume_from_checkpoint: Some(from), ..config() };
+    run(other.path(), &config);
+    assert!(bytes(whole.path(), 9) == bytes(other.path(), 9));
+    assert_eq!(steps_logged(other.path())[0].0, 5);
+    // The same command again continues from where it got to, not from the named one.
+    assert_eq!(run(other.path(), &config).state.step, 9);
+    let missing = TrainConfig { resume_from_checkpoint: Some("nowhere".into()), ..config };
+    let error = run_in(tempfile::tempdir().unwrap().path(), &missing, quiet()).finished.unwrap_err();
+    assert!(error.to_string().contains("nowhere"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_is_as_large_as_what_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrainConfig { projector: TowerMode::Frozen, ..config() };
+    let finished = run(dir.path(), &config);
+    let trained: usize = finished.trained.iter().map(medtune::train::params::Trained::len).sum();
+    let place = dir.path().join("checkpoint-9");
+    let size = |name: &str| fs::metadata(place.join(name)).unwrap().len() as usize;
+    // f32 values, and two moments each; the rest is names.
+    let names = 200 * finished.trained.len();
+    assert!((4 * trained..4 * trained + names).contains(&size("trained.safetensors")));
+    assert!((8 * trained..8 * trained + 2 * names).contains(&size("optimizer.safetensors")));
+}
+
+#[test]
+fn a_loss_spike_changes_no_weight_and_is_counted() {
+    let config = TrainConfig {
+        // Whatever is above the loss before is a spike.
+        loss_spike_factor: 1.0 + 1e-9,
+        loss_spike_window: 1,
+        save_steps: 1,
+        eval_steps: 0,
+        ..config()
+    };
+    let whole = tempfile::tempdir().unwrap();
+    let finished = run(whole.path(), &config);
+    let lines: Vec<LogLine> = medtune::run_dir::read_jsonl(&whole.path().join(log::FILE)).unwrap();
+    let skipped: Vec<usize> = lines.iter().map(|l| l.skipped_steps.unwrap_or(0)).collect();
+    assert_eq!(*skipped.last().unwrap(), finished.state.skipped_steps);
+    let mut level = f64::INFINITY;
+    let (mut found, mut left_out) = (0, Vec::new());
+    for line in &lines {
+        let loss = line.loss.unwrap();
+        if loss > level {
+            found += 1;
+            left_out.push(line.step);
+        } else {
+            level = loss;
+        }
+        assert_eq!(line.skipped_steps.unwrap_or(0), found, "step {}", line.step);
+    }
+    assert!(!left_out.is_empty() && left_out.len() < 8, "{lines:?}");
+    for step in left_out {
+        assert!(bytes(whole.path(), step) == bytes(whole.path(), step - 1), "step {step}");
+    }
+    let killed = tempfile::tempdir().unwrap();
+    copy(&whole.path().join("checkpoint-4"), &killed.path().join("checkpoint-4"));
+    assert_eq!(run(killed.path(), &config).state.skipped_steps, finished.state.skipped_steps);
+    assert!(bytes(whole.path(), 9) == bytes(killed.path(), 9));
+}
+
+#[test]
+fn spikes_that_do_not_end_stop_the_training() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrainConfig {
+        loss_spike_factor: 1.0 + 1e-9,
+        loss_spike_window: 1,
+        max_steps: 400,
+        // Rows differ, so that some step has a loss that none after it reaches again.
+        learning_rate: 0.0,
+        save_steps: 0,
+        eval_steps: 0,
+        ..config()
+    };
+    let error = run_in(dir.path(), &config, quiet()).finished.unwrap_err();
+    assert_eq!(error.kind(), Kind::Numeric);
+    assert!(error.to_string().contains("10 loss spikes in a row"), "{error}");
+}
+
+#[test]
+fn a_number_that_is_not_finite_is_traced_to_where_it_began() {
+    let stop = |config: &TrainConfig, poisoned| {
+        let dir = tempfile::tempdir().unwrap();
+        let toy = Toy { poisoned, ..Toy::default() };
+        run_logged(dir.path(), config, quiet(), Targets::default(), toy).finished.unwrap_err().to_string()
+    };
+    let pixels = stop(&config(), Some(4));
+    assert!(pixels.contains("first in: pixels of an image of row 4"), "{pixels}");
+    assert!(pixels.contains("rows 4"), "{pixels}");
+    let weights = stop(&TrainConfig { learning_rate: f64::MAX, warmup_steps: 1, ..config() }, None);
+    assert!(weights.contains("first in: trained tensor "), "{weights}");
+    let large = stop(&TrainConfig { learning_rate: 1e30, warmup_steps: 1, ..config() }, None);
+    assert!(large.contains("first in: "), "{large}");
+}
+
+#[test]
+fn an_interrupted_evaluation_is_made_when_the_training_continues() {
+    let config = TrainConfig { eval_steps: 3, save_steps: 0, ..config() };
+    let whole = tempfile::tempdir().unwrap();
+    run(whole.path(), &config);
+    let dir = tempfile::tempdir().unwrap();
+    let name = "checkpoint-3";
+    copy(&whole.path().join(name), &dir.path().join(name));
+    // As the interrupt leaves it: the step is done, its evaluation is not.
+    let state = dir.path().join(name).join("state.json");
+    let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    value["evaluation_due"] = true.into();
+    value["best"] = serde_json::Value::Null;
+    fs::write(&state, serde_json::to_vec(&value).unwrap()).unwrap();
+    let manifest = dir.path().join(name).join("MANIFEST.json");
+    let mut hashes: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    hashes["state.json"] = medtune::run_dir::sha256(&state).unwrap().into();
+    fs::write(&manifest, serde_json::to_vec(&hashes).unwrap()).unwrap();
+    let finished = run(dir.path(), &config);
+    assert_eq!(steps_logged(dir.path())[0], (3, true));
+    assert!(bytes(whole.path(), 9) == bytes(dir.path(), 9));
+    assert!(!finished.state.evaluation_due);
+}
+
+#[test]
+fn the_state_is_also_there_as_hugging_face_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let finished = run(dir.path(), &config());
+    for (place, step) in [("checkpoint-4/trainer_state.json", 4), ("trainer_state.json", 9)] {
+        let state: serde_json::Value = serde_json::from_slice(&fs::read(dir.path().join(place)).unwrap()).unwrap();
+        assert_eq!((state["global_step"].as_u64(), state["max_steps"].as_u64()), (Some(step), Some(9)));
+        let history = state["log_history"].as_array().unwrap();
+        assert!(history.iter().all(|l| l["step"].as_u64().unwrap() <= step));
+        assert_eq!(history.iter().filter(|l| l["eval_loss"].is_number()).count(), if step == 4 { 1 } else { 3 });
+        assert!(history[0]["learning_rate"].is_number() && history[0]["grad_norm"].is_number());
+    }
+    assert!(finished.state.tokens > 0);
 }

@@ -25,6 +25,7 @@ mod machine;
 mod mock;
 mod model;
 mod prediction;
+mod repro;
 mod run;
 mod score;
 mod synth;
@@ -38,6 +39,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let g = &cli.global;
     match cli.verb {
         Verb::Run(args) => run::stages(g, &args, "report", false),
+        Verb::Repro(args) => repro::repro(g, &args),
         Verb::Build(a) if a.dry_run => dry::build(g, &a.stage.recipe),
         Verb::Build(a) => run::stages(g, &a.stage.recipe, "build", a.stage.force),
         Verb::Qc(a) if a.dry_run => dry::qc(g, &a.stage.recipe),
@@ -95,7 +97,10 @@ pub fn print_error(error: &Error, json: bool) {
         let _ = print(&format!("{value:#}"));
         return;
     }
-    let mut text = format!("error: {error}\n");
+    let mut text = match error.kind() {
+        Kind::Interrupted => format!("{error}\n"),
+        _ => format!("error: {error}\n"),
+    };
     for cause in causes {
         text.push_str(&format!("caused by: {cause}\n"));
     }

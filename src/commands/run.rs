@@ -20,8 +20,9 @@ use crate::{
         Ctx,
         encode::EncodeReport,
         report::table,
-        train::{Estimate, estimate},
+        train::{Estimate, estimate, preference_pairs},
     },
+    train::ObjectiveType,
 };
 
 /// Where the results of a recipe go.
@@ -131,18 +132,22 @@ struct Facts {
 /// Works out what a plan amounts to: from shapes, and from rows where the run directory has them.
 fn facts(plan: &Plan, out: &Path) -> Result<Facts> {
     let kept = out.join("kept.jsonl");
-    let rows = kept.exists().then(|| training_rows(&kept)).transpose()?;
+    let rows = kept.exists().then(|| training_rows(plan, out)).transpose()?;
     let encoded: Option<EncodeReport> = read_json(&out.join("encode.json")).ok();
-    let estimate = estimate(plan, &shape(plan)?, rows.unwrap_or_default())?;
-    let known = rows.is_some() || plan.train.max_steps > 0;
     let mean = encoded.filter(|e| e.rows_ok > 0).map(|e| e.positions.sum as f64 / e.rows_ok as f64);
+    let estimate = estimate(plan, &shape(plan)?, rows.unwrap_or_default(), mean.unwrap_or_default())?;
+    let known = (rows.is_some() && (mean.is_some() || !plan.train.packing)) || plan.train.max_steps > 0;
     let tokens = rows.zip(mean).map(|(rows, mean)| (rows as f64 * mean * estimate.epochs) as u64);
     Ok(Facts { rows, tokens, steps: known.then_some(estimate.steps), estimate })
 }
 
-/// Rows of the train split in a file of rows.
-fn training_rows(kept: &Path) -> Result<usize> {
-    stream_jsonl::<Sample>(kept)?.try_fold(0, |n, row| Ok(n + usize::from(row?.split == Split::Train)))
+/// Rows of a run to train on, or pairs of them.
+fn training_rows(plan: &Plan, run: &Path) -> Result<usize> {
+    if plan.train.objective == ObjectiveType::Dpo {
+        return Ok(preference_pairs(plan, run, Split::Train)?.len());
+    }
+    let splits = stream_jsonl::<Sample>(&run.join("kept.jsonl"))?.map(|row| Ok(row?.split == Split::Train));
+    splits.map(|own: Result<bool>| own.map(usize::from)).sum()
 }
 
 /// The network of a plan, without weights.

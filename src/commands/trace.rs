@@ -8,10 +8,11 @@ use serde_json::{Map, Value, json};
 
 use super::emit;
 use crate::{
+    batching::Batching,
     cli::Global,
     error::{Error, Kind, Result},
     llm::Recorded,
-    loader::{Batching, Rows},
+    loader::Rows,
     models,
     plan::{Plan, Resolved, embedded_name},
     run_dir::{read_json, read_jsonl, sha256},
@@ -21,8 +22,9 @@ use crate::{
         encode::RejectedRow,
         eval::Answer,
         judge::{PanelVerdict, Verdict},
-        train::TrainReport,
+        train::{TrainReport, preference_pairs},
     },
+    train::ObjectiveType,
 };
 
 /// Keys of `meta` that a request made, with what it was for.
@@ -203,21 +205,24 @@ fn steps(id: &str, run: &Path) -> Result<Vec<usize>> {
     let report: TrainReport = read_json(&run.join("train.json"))?;
     let plan = Resolved::new(&run.join("plan.toml").display().to_string(), &[])?.plan;
     let left_out: Vec<&str> = report.rejected.iter().map(|(id, _)| id.as_str()).collect();
-    let train: Vec<Sample> = rows::<Sample>(run, "kept.jsonl")?
-        .into_iter()
-        .filter(|s| s.split == Split::Train && !left_out.contains(&s.id.as_str()))
-        .collect();
-    let Some(row) = train.iter().position(|s| s.id == id) else { return Ok(Vec::new()) };
-    let config = &plan.train;
-    let batching = Batching {
-        seed: plan.seed,
-        batch_size: config.per_device_train_batch_size,
-        accumulation: config.gradient_accumulation_steps,
-        group_by_length: config.group_by_length,
-        multiple: config.pad_to_multiple_of,
+    // Of preference pairs, the chosen answer names the row, and either may be asked for.
+    let train: Vec<[Sample; 2]> = match plan.train.objective {
+        ObjectiveType::Dpo => preference_pairs(&plan, run, Split::Train)?,
+        ObjectiveType::Sft => {
+            let kept = rows::<Sample>(run, "kept.jsonl")?.into_iter();
+            kept.filter(|s| s.split == Split::Train).map(|s| [s.clone(), s]).collect()
+        }
     };
-    // Only rows that are grouped by length have to be looked at again.
-    let lengths = if config.group_by_length { lengths(&plan, run, train)? } else { vec![0; train.len()] };
+    let train: Vec<_> = train.into_iter().filter(|[row, _]| !left_out.contains(&row.id.as_str())).collect();
+    let wanted: Vec<usize> = (0..train.len()).filter(|i| train[*i].iter().any(|sample| sample.id == id)).collect();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let config = &plan.train;
+    let batching = Batching::of(config, plan.seed);
+    // Only rows that are packed or grouped by length have to be looked at again.
+    let lengths =
+        if config.group_by_length || config.packing { lengths(&plan, run, train)? } else { vec![0; train.len()] };
     let mut found = Vec::new();
     let (mut step, mut epoch) = (0, 0);
     while step < report.steps {
@@ -227,7 +232,7 @@ fn steps(id: &str, run: &Path) -> Result<Vec<usize>> {
         }
         for micro in all.into_iter().take(report.steps - step) {
             step += 1;
-            if micro.iter().flatten().any(|i| *i == row) {
+            if micro.iter().flatten().flatten().any(|i| wanted.contains(i)) {
                 found.push(step);
             }
         }
@@ -237,13 +242,13 @@ fn steps(id: &str, run: &Path) -> Result<Vec<usize>> {
 }
 
 /// Lengths of the training rows, as training saw them.
-fn lengths(plan: &Plan, run: &Path, train: Vec<Sample>) -> Result<Vec<usize>> {
+fn lengths(plan: &Plan, run: &Path, train: Vec<[Sample; 2]>) -> Result<Vec<usize>> {
     let base = match &plan.model.checkpoint {
         Some(path) if embedded_name(path).is_none() => path.clone(),
         _ => run.join("base"),
     };
     let processor = models::processor(&base, &plan.model.load_options())?;
-    Ok(Rows::survey(train, processor.as_ref(), plan.train.max_length, || {}).0.lengths)
+    Ok(Rows::survey_pairs(train, processor.as_ref(), plan.train.max_length, || {}).0.lengths)
 }
 
 fn unknown(id: &str, run: &Path) -> Error {

@@ -1,8 +1,12 @@
 //! Preference pairs: an answer that quality control accepted, beside one to the same question about the same image that
 //! it rejected for what it says.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
@@ -13,7 +17,7 @@ use crate::{
         words::{Codes, codes, normal},
     },
     run_dir::Lines,
-    sample::{Role, Sample, Split},
+    sample::{ImageRef, Role, Sample, Split, Turn},
     stage::encode::RejectedRow,
 };
 
@@ -120,6 +124,59 @@ pub fn record(chosen: &Sample, rejected: &Rejected, image: impl Fn(&Path) -> Str
     })
 }
 
+/// The chosen and the rejected answer as two samples with the same conversation before them.
+#[must_use]
+pub fn samples(chosen: &Sample, rejected: &Rejected) -> [Sample; 2] {
+    let mut other = Sample { id: rejected.id.clone(), ..chosen.clone() };
+    if let Some(last) = other.turns.last_mut() {
+        last.text.clone_from(&rejected.answer);
+    }
+    [chosen.clone(), other]
+}
+
+/// A line of a file of preference pairs, as [`record`] makes it.
+#[derive(Debug, Deserialize)]
+struct Pair {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    images: Vec<PathBuf>,
+    prompt: Vec<Message>,
+    chosen: Vec<Message>,
+    rejected: Vec<Message>,
+    #[serde(default)]
+    split: Split,
+}
+
+#[derive(Debug, Deserialize)]
+struct Message {
+    role: Role,
+    content: String,
+}
+
+/// Pairs of a JSONL file of [`record`]s: chosen and rejected answer as two samples. Images are found beside the file.
+///
+/// # Errors
+/// The file cannot be read, or a line is no pair.
+pub fn read(path: &Path) -> Result<Vec<[Sample; 2]>> {
+    let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
+    let lines = ordered(Lines::open(path)?, CHUNK, |line| {
+        let line = line?;
+        let pair: Pair = line.parse(path)?;
+        let id = pair.id.clone().unwrap_or_else(|| line.number.to_string());
+        let images: Vec<ImageRef> = pair.images.iter().map(|i| ImageRef { path: dir.join(i) }).collect();
+        let sample = |kind: &str, answer: &[Message]| Sample {
+            id: format!("{id}/{kind}"),
+            images: images.clone(),
+            turns: pair.prompt.iter().chain(answer).map(|m| Turn { role: m.role, text: m.content.clone() }).collect(),
+            split: pair.split,
+            ..Sample::default()
+        };
+        Ok([sample("chosen", &pair.chosen), sample("rejected", &pair.rejected)])
+    });
+    lines.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,5 +214,10 @@ mod tests {
         assert_eq!(got[0]["id"], "a/c");
         assert_eq!((&got[0]["chosen"][0]["content"], &got[0]["reason"]), (&json!(right), &json!("truth_mismatch")));
         assert_eq!(got[0]["prompt"], json!([{ "role": "user", "content": question }]));
+        dir.write_jsonl("pairs.jsonl", &got).unwrap();
+        let [chosen, rejected] = read(&dir.path("pairs.jsonl")).unwrap().remove(0);
+        assert_eq!((chosen.answer(), rejected.answer()), (right, "Yes, there is a pacemaker."));
+        assert_eq!((chosen.question(), rejected.question()), (question.to_string(), question.to_string()));
+        assert_ne!(chosen.id, rejected.id);
     }
 }

@@ -5,10 +5,8 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Mutex,
 };
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Ctx, Summary};
@@ -16,8 +14,9 @@ use crate::{
     device::DeviceSpec,
     error::{Error, Kind, Result},
     models::{self, embedded},
+    parallel::{CHUNK, ordered},
     plan::{Plan, embedded_name},
-    run_dir::RunDir,
+    run_dir::{JsonlReplacement, Lines, RunDir, stream_jsonl},
     sample::{Sample, Split},
     vlm::{Encoded, Processor},
     weights::SaveOptions,
@@ -83,10 +82,49 @@ pub struct EncodeReport {
 }
 
 /// What is counted of a row.
+#[derive(Debug, Clone, Copy)]
 struct Counts {
     positions: usize,
     image_positions: usize,
     supervised: usize,
+}
+
+/// Counts over all rows.
+#[derive(Debug, Default)]
+struct Tally {
+    counts: Vec<Counts>,
+    splits: BTreeMap<String, usize>,
+    codes: BTreeMap<String, usize>,
+}
+
+impl Tally {
+    fn keep(&mut self, split: Split, counts: Counts) {
+        self.counts.push(counts);
+        *self.splits.entry(format!("{split:?}").to_lowercase()).or_default() += 1;
+    }
+
+    fn reject(&mut self, code: &str) {
+        *self.codes.entry(code.to_string()).or_default() += 1;
+    }
+
+    fn rows(&self) -> usize {
+        self.counts.len() + self.codes.values().sum::<usize>()
+    }
+
+    fn report(&self, signature: serde_json::Value) -> EncodeReport {
+        let spread = |f: fn(&Counts) -> usize| Spread::of(self.counts.iter().map(f).collect());
+        EncodeReport {
+            rows_in: self.rows(),
+            rows_ok: self.counts.len(),
+            rows_rejected: self.codes.values().sum(),
+            codes: self.codes.clone(),
+            splits: self.splits.clone(),
+            positions: spread(|c| c.positions),
+            image_positions: spread(|c| c.image_positions),
+            supervised: Spread::of(self.counts.iter().map(|c| c.supervised).filter(|n| *n > 0).collect()),
+            signature,
+        }
+    }
 }
 
 /// Encodes every kept row through the model's processor; rows that fail move to `rejected.jsonl`.
@@ -94,51 +132,67 @@ struct Counts {
 /// # Errors
 /// No row to train on is left, the model's host side cannot be read, or the directory cannot be written.
 pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
-    let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
     let base = base_dir(plan, dir)?;
     let processor = models::processor(&base, &plan.model.load_options())?;
-    let outcomes = encode_all(&samples, processor.as_ref(), plan.train.max_length, ctx)?;
-    let rows_in = samples.len();
-    let (mut kept, mut counts, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
-    for (sample, outcome) in samples.into_iter().zip(outcomes) {
-        match outcome {
-            Ok(count) => {
-                kept.push(sample);
-                counts.push(count);
-            }
-            Err(e) => rejected.push(RejectedRow { sample, code: e.reason().into(), detail: e.to_string() }),
-        }
-    }
-    let report = report(&kept, &counts, &rejected, processor.signature());
-    assert_eq!(rows_in, report.rows_ok + report.rows_rejected, "a row was lost while encoding");
-    if !rejected.is_empty() {
-        move_out(dir, &kept, &rejected)?;
-    }
+    let report = encode_all(dir, processor.as_ref(), plan.train.max_length, ctx)?.report(processor.signature());
     dir.write_json("encode.json", &report)?;
-    gate(plan, &report, &kept)?;
+    gate(plan, &report)?;
     Ok(summary(&report))
 }
 
-fn encode_all(
-    samples: &[Sample],
-    processor: &dyn Processor,
-    max_length: usize,
-    ctx: &Ctx,
-) -> Result<Vec<Result<Counts>>> {
-    let task = Mutex::new(ctx.progress.start("encode rows", samples.len() as u64));
-    let outcomes = samples
-        .par_iter()
-        .map(|sample| {
-            ctx.check()?;
-            let outcome = encode(sample, processor, max_length);
-            task.lock().map_or_else(|e| e.into_inner().advance(1), |mut t| t.advance(1));
-            Ok(outcome)
-        })
-        .collect();
-    if let Ok(task) = task.into_inner() {
-        task.finish();
+/// Encodes the rows of `kept.jsonl` as they are read; the file is replaced only if a row has to leave it.
+fn encode_all(dir: &RunDir, processor: &dyn Processor, max_length: usize, ctx: &Ctx) -> Result<Tally> {
+    let path = dir.path("kept.jsonl");
+    let rows_in = Lines::open(&path)?.count();
+    let mut task = ctx.progress.start("encode rows", rows_in as u64);
+    let mut tally = Tally::default();
+    let mut kept = dir.replace_jsonl("kept.jsonl")?;
+    let mut rejected: Option<JsonlReplacement> = None;
+    let rows = ordered(Lines::open(&path)?, CHUNK, |line| -> Result<_> {
+        ctx.check()?;
+        let line = line?;
+        let sample: Sample = line.parse(&path)?;
+        let outcome = encode(&sample, processor, max_length);
+        Ok((line, sample, outcome))
+    });
+    for row in rows {
+        let (line, sample, outcome) = row?;
+        task.advance(1);
+        match outcome {
+            Ok(counts) => {
+                tally.keep(sample.split, counts);
+                kept.push_line(&line.bytes)?;
+            }
+            Err(e) => {
+                tally.reject(e.reason());
+                let file = match &mut rejected {
+                    Some(file) => file,
+                    none => none.insert(earlier_rejected(dir)?),
+                };
+                file.push(&RejectedRow { sample, code: e.reason().into(), detail: e.to_string() })?;
+            }
+        }
     }
-    outcomes
+    task.finish();
+    assert_eq!(rows_in, tally.rows(), "a row was lost while encoding");
+    if let Some(rejected) = rejected {
+        // In this order: a row is never in neither file, whenever the program ends.
+        rejected.finish()?;
+        kept.finish()?;
+    }
+    Ok(tally)
+}
+
+/// A new `rejected.jsonl` that begins with the rows of the present one.
+fn earlier_rejected(dir: &RunDir) -> Result<JsonlReplacement> {
+    let mut file = dir.replace_jsonl("rejected.jsonl")?;
+    let present = dir.path("rejected.jsonl");
+    if present.exists() {
+        for line in Lines::open(&present)? {
+            file.push_line(&line?.bytes)?;
+        }
+    }
+    Ok(file)
 }
 
 /// Encodes one row as its split will need it and checks the result.
@@ -174,43 +228,12 @@ fn count(row: &Encoded) -> Counts {
     }
 }
 
-/// Rejected rows are written first: a row is never in neither file, whenever the program ends.
-fn move_out(dir: &RunDir, kept: &[Sample], rejected: &[RejectedRow]) -> Result<()> {
-    let mut all: Vec<RejectedRow> =
-        if dir.path("rejected.jsonl").exists() { dir.read_jsonl("rejected.jsonl")? } else { Vec::new() };
-    all.extend(rejected.iter().cloned());
-    dir.write_jsonl("rejected.jsonl", &all)?;
-    dir.write_jsonl("kept.jsonl", kept)
-}
-
-fn report(kept: &[Sample], counts: &[Counts], rejected: &[RejectedRow], signature: serde_json::Value) -> EncodeReport {
-    let mut codes = BTreeMap::new();
-    for row in rejected {
-        *codes.entry(row.code.clone()).or_default() += 1;
-    }
-    let mut splits = BTreeMap::new();
-    for sample in kept {
-        *splits.entry(format!("{:?}", sample.split).to_lowercase()).or_default() += 1;
-    }
-    EncodeReport {
-        rows_in: kept.len() + rejected.len(),
-        rows_ok: kept.len(),
-        rows_rejected: rejected.len(),
-        codes,
-        splits,
-        positions: Spread::of(counts.iter().map(|c| c.positions).collect()),
-        image_positions: Spread::of(counts.iter().map(|c| c.image_positions).collect()),
-        supervised: Spread::of(counts.iter().map(|c| c.supervised).filter(|n| *n > 0).collect()),
-        signature,
-    }
-}
-
-fn gate(plan: &Plan, report: &EncodeReport, kept: &[Sample]) -> Result<()> {
+fn gate(plan: &Plan, report: &EncodeReport) -> Result<()> {
     let reasons = || {
         let list: Vec<_> = report.codes.iter().map(|(code, n)| format!("{n} {code}")).collect();
         if list.is_empty() { "none kept by quality control".to_string() } else { list.join(", ") }
     };
-    if !kept.iter().any(|s| s.split == Split::Train) {
+    if !report.splits.contains_key("train") {
         return Err(Error::new(Kind::Gate, "no row is left to train on")
             .found(reasons())
             .help("rejected.jsonl has every row with its reason"));
@@ -276,9 +299,13 @@ fn initialise(plan: &Plan, dir: &RunDir, base: &Path) -> Result<()> {
         .found(format!("{} ({})", preset.name, preset.about))
         .help("name the directory of its checkpoint as model.checkpoint, or start from model.preset = \"tiny\""));
     }
-    let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
-    let training = samples.iter().filter(|s| s.split == Split::Train);
-    let texts: Vec<String> = training.flat_map(|s| s.turns.iter().map(|t| t.text.replace("<image>", ""))).collect();
+    let mut texts: Vec<String> = Vec::new();
+    for sample in stream_jsonl::<Sample>(&dir.path("kept.jsonl"))? {
+        let sample = sample?;
+        if sample.split == Split::Train {
+            texts.extend(sample.turns.iter().map(|t| t.text.replace("<image>", "")));
+        }
+    }
     let family = models::find(&plan.model.name)?;
     let tokenizer = (family.tokenizer.train)(&texts, preset.vocab_size)?;
     let device = DeviceSpec::Cpu.open()?;
@@ -371,46 +398,40 @@ mod tests {
         // Nothing is learnt from test rows, so nothing has to be supervised.
         samples.push(sample("masked", "yes", Split::Test));
         let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
-        let outcomes = encode_all(&samples, &Letters, 8, &ctx).unwrap();
-        let codes: Vec<_> = outcomes.iter().map(|o| o.as_ref().err().map(Error::reason)).collect();
-        let expected = ["image_error", "image_count", "image_span", "no_supervised", "over_long"].map(Some);
-        assert_eq!(codes, [&[None][..], &expected, &[None]].concat());
-        ctx.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(encode_all(&samples, &Letters, 8, &ctx).err().unwrap().kind(), Kind::Interrupted);
-    }
-
-    #[test]
-    fn rejected_rows_join_those_of_quality_control() {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::open(dir.path().join("run")).unwrap();
-        let row = |id: &str, code: &str| RejectedRow {
-            sample: sample(id, "yes", Split::Train),
-            code: code.into(),
-            detail: "for a reason".into(),
-        };
-        run.write_jsonl("rejected.jsonl", [row("a", "duplicate")]).unwrap();
-        move_out(&run, &[sample("c", "yes", Split::Train)], &[row("b", "over_long")]).unwrap();
-        let rejected: Vec<RejectedRow> = run.read_jsonl("rejected.jsonl").unwrap();
-        assert_eq!(rejected.iter().map(|r| r.code.as_str()).collect::<Vec<_>>(), ["duplicate", "over_long"]);
+        run.write_jsonl("kept.jsonl", &samples).unwrap();
+        let earlier =
+            RejectedRow { sample: sample("a", "yes", Split::Train), code: "duplicate".into(), detail: "".into() };
+        run.write_jsonl("rejected.jsonl", [earlier]).unwrap();
+        let tally = encode_all(&run, &Letters, 8, &ctx).unwrap();
+        assert_eq!((tally.counts.len(), tally.rows()), (2, samples.len()));
         let kept: Vec<Sample> = run.read_jsonl("kept.jsonl").unwrap();
-        assert_eq!(kept.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), ["c"]);
+        assert_eq!(kept, [samples[0].clone(), samples[6].clone()]);
+        let rejected: Vec<RejectedRow> = run.read_jsonl("rejected.jsonl").unwrap();
+        let codes: Vec<&str> = rejected.iter().map(|r| r.code.as_str()).collect();
+        assert_eq!(codes, ["duplicate", "image_error", "image_count", "image_span", "no_supervised", "over_long"]);
+        // Nothing is left to move, so nothing is written.
+        let before = std::fs::metadata(run.path("kept.jsonl")).unwrap().modified().unwrap();
+        assert_eq!(encode_all(&run, &Letters, 8, &ctx).unwrap().rows(), 2);
+        assert_eq!(std::fs::metadata(run.path("kept.jsonl")).unwrap().modified().unwrap(), before);
+        ctx.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(encode_all(&run, &Letters, 8, &ctx).err().unwrap().kind(), Kind::Interrupted);
     }
 
     #[test]
     fn gates_name_the_reasons() {
         let plan = Plan::default();
-        let kept = [sample("a", "yes", Split::Train)];
-        let rejected = |n: usize| -> Vec<_> {
-            let row = RejectedRow { sample: kept[0].clone(), code: "over_long".into(), detail: String::new() };
-            vec![row; n]
+        let of = |split, n: usize| {
+            let mut tally = Tally::default();
+            tally.keep(split, Counts { positions: 5, image_positions: 2, supervised: 3 });
+            (0..n).for_each(|_| tally.reject("over_long"));
+            tally.report(serde_json::Value::Null)
         };
-        let counts = [Counts { positions: 5, image_positions: 2, supervised: 3 }];
-        let of = |n| report(&kept, &counts, &rejected(n), serde_json::Value::Null);
-        assert!(gate(&plan, &of(0), &kept).is_ok());
-        let error = gate(&plan, &of(9), &kept).unwrap_err();
+        assert!(gate(&plan, &of(Split::Train, 0)).is_ok());
+        let error = gate(&plan, &of(Split::Train, 9)).unwrap_err();
         assert!(error.kind() == Kind::Gate && error.to_string().contains("9 over_long"), "{error}");
-        let test = [sample("a", "yes", Split::Test)];
-        assert!(gate(&plan, &of(0), &test).unwrap_err().to_string().contains("no row is left to train on"));
+        assert!(gate(&plan, &of(Split::Test, 0)).unwrap_err().to_string().contains("no row is left to train on"));
         assert_eq!(Spread::of(vec![3, 1, 2]), Spread { min: 1, median: 2, max: 3, sum: 6 });
     }
 }

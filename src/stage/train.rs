@@ -16,19 +16,22 @@ use burn::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Ctx, Summary, encode::base_dir};
+use super::{Ctx, Summary, encode::base_dir, report::chart};
 use crate::{
     adapter::{inject, merge, peft},
     error::{Error, Kind, Result},
+    export::preference,
     loader::{Rejected, Rows},
     models::{self, AnyVlm, LoadOptions, ModelConfig},
+    parallel::{CHUNK, ordered},
     plan::Plan,
     progress::Progress,
-    run_dir::{self, RunDir},
+    run_dir::{self, Lines, RunDir},
     sample::{Sample, Split},
     train::{
-        TowerMode, TrainConfig,
+        ObjectiveType, TowerMode,
         checkpoint::Best,
+        log,
         params::Trained,
         trainer::{Finished, Job, train},
     },
@@ -57,6 +60,9 @@ pub struct TrainReport {
     pub best: Option<Best>,
     /// Whether training ended early.
     pub stopped_early: bool,
+    /// Steps whose update was left out because their loss was a spike.
+    #[serde(default)]
+    pub skipped_steps: usize,
     /// Real tokens trained on, images included.
     pub tokens: u64,
     /// Trained parameters.
@@ -79,16 +85,19 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
     let base = base_dir(plan, dir)?;
     let options = LoadOptions { progress: ctx.progress, ..plan.model.load_options() };
     let processor = models::processor(&base, &options)?;
-    let samples: Vec<Sample> = dir.read_jsonl("kept.jsonl")?;
-    let split = |split| samples.iter().filter(|s| s.split == split).cloned().collect::<Vec<_>>();
-    let (training, validation) = (split(Split::Train), split(Split::Validation));
-    let rows_in = training.len();
-    let (rows, rejected) = survey("read training rows", training, processor.as_ref(), &plan.train, ctx.progress);
-    assert_eq!(rows_in, rows.lengths.len() + rejected.len(), "a row was lost before training");
+    let (rows, rejected) = survey(Split::Train, plan, dir, processor.as_ref(), ctx.progress)?;
+    let rows_in = rows.lengths.len() + rejected.len();
     if rows.lengths.is_empty() {
-        return Err(Error::new(Kind::Data, "no row to train on").found(format!("{rows_in} rows, all rejected")));
+        let (what, help) = match plan.train.objective {
+            ObjectiveType::Sft => ("no row to train on", "train.json and rejected.jsonl say why rows were left out"),
+            ObjectiveType::Dpo => (
+                "no preference pair to train on",
+                "a pair is a kept answer and one that quality control rejected for what it says; or name train.preference_data",
+            ),
+        };
+        return Err(Error::new(Kind::Data, what).found(format!("{rows_in}, all rejected")).help(help));
     }
-    let (validation, _) = survey("read validation rows", validation, processor.as_ref(), &plan.train, ctx.progress);
+    let (validation, _) = survey(Split::Validation, plan, dir, processor.as_ref(), ctx.progress)?;
     let (model, pages) = load_model(plan, &base, options, &ctx.device)?;
     let job = Job {
         config: &plan.train,
@@ -98,6 +107,7 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         ctx,
         fingerprint: fingerprint(plan, dir, &base, processor.as_ref())?,
         pages,
+        log: log_targets(plan, dir, ctx)?,
     };
     let finished = train(&job, model, &rows, &validation)?;
     let output = write(plan, dir, ctx, &base, processor.as_ref(), &finished)?;
@@ -111,12 +121,16 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         weights_of_step: finished.weights_of_step,
         best: finished.state.best,
         stopped_early: finished.state.stopped_early,
+        skipped_steps: finished.state.skipped_steps,
         tokens: finished.state.tokens,
         trainable_parameters: finished.trained.iter().map(Trained::len).sum(),
         coverage: finished.coverage.towers.iter().map(|(t, a, n)| ((*t).to_string(), *a, *n)).collect(),
         seconds: started.elapsed().as_secs_f64(),
         output: output.to_string(),
     };
+    if let Some(svg) = chart::loss_file(&dir.read_jsonl(log::FILE)?) {
+        dir.write("loss.svg", svg.as_bytes())?;
+    }
     dir.write_json("train.json", &report)?;
     Ok(summary(&report))
 }
@@ -160,19 +174,91 @@ pub fn load_model(
 }
 
 fn survey<'a>(
-    what: &str,
-    samples: Vec<Sample>,
+    split: Split,
+    plan: &Plan,
+    dir: &RunDir,
     processor: &'a dyn Processor,
-    config: &TrainConfig,
     progress: Progress,
-) -> (Rows<'a>, Vec<Rejected>) {
-    let task = Mutex::new(progress.start(what, samples.len() as u64));
+) -> Result<(Rows<'a>, Vec<Rejected>)> {
+    let kept = dir.path("kept.jsonl");
+    let max_length = plan.train.max_length;
+    let pairs = match plan.train.objective {
+        ObjectiveType::Sft => None,
+        ObjectiveType::Dpo => Some(preference_pairs(plan, dir.root(), split)?),
+    };
+    let total = match &pairs {
+        Some(pairs) => pairs.len(),
+        None => count_split(&kept, split)?,
+    };
+    let name = if split == Split::Train { "read training rows" } else { "read validation rows" };
+    let task = Mutex::new(progress.start(name, total as u64));
     let done = || task.lock().map_or_else(|e| e.into_inner().advance(1), |mut t| t.advance(1));
-    let outcome = Rows::survey(samples, processor, config.max_length, done);
+    let outcome = match pairs {
+        Some(pairs) => Rows::survey_pairs(pairs, processor, max_length, done),
+        None => Rows::survey_file(&kept, split, processor, max_length, done)?,
+    };
+    assert_eq!(total, outcome.0.lengths.len() + outcome.1.len(), "a row was lost before training");
     if let Ok(task) = task.into_inner() {
         task.finish();
     }
-    outcome
+    Ok(outcome)
+}
+
+fn count_split(kept: &Path, split: Split) -> Result<usize> {
+    #[derive(Deserialize)]
+    struct Row {
+        #[serde(default)]
+        split: Split,
+    }
+    let rows = ordered(Lines::open(kept)?, CHUNK, |line| Ok(line?.parse::<Row>(kept)?.split == split));
+    rows.map(|own: Result<bool>| own.map(usize::from)).sum()
+}
+
+/// Pairs of a chosen and a rejected answer of one split: those of the plan's file, or of the run in `run` itself.
+///
+/// # Errors
+/// A file cannot be read, or a line is no pair.
+pub fn preference_pairs(plan: &Plan, run: &Path, split: Split) -> Result<Vec<[Sample; 2]>> {
+    let mut pairs = match &plan.train.preference_data {
+        Some(file) => preference::read(file)?,
+        None => {
+            let mut pairs = Vec::new();
+            preference::pairs(run, |chosen, rejected| {
+                pairs.push(preference::samples(chosen, &rejected));
+                Ok(())
+            })?;
+            pairs
+        }
+    };
+    pairs.retain(|[chosen, _]| chosen.split == split);
+    Ok(pairs)
+}
+
+fn log_targets(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<log::Targets> {
+    let name = dir.root().file_name().map_or_else(|| plan.recipe.clone(), |n| n.to_string_lossy().into_owned());
+    let mlflow = log::mlflow::Target::of(&plan.log, &name, parameters(plan), ctx.progress)?;
+    Ok(log::Targets { tensorboard: plan.log.tensorboard, mlflow })
+}
+
+/// The settings of a training, flat, as a tracking server wants them.
+fn parameters(plan: &Plan) -> Vec<(String, String)> {
+    fn flatten(prefix: &str, value: &serde_json::Value, out: &mut Vec<(String, String)>) {
+        match value {
+            serde_json::Value::Object(map) => {
+                map.iter().for_each(|(key, value)| flatten(&format!("{prefix}.{key}"), value, out));
+            }
+            serde_json::Value::Null => {}
+            serde_json::Value::String(text) => out.push((prefix.to_string(), text.clone())),
+            other => out.push((prefix.to_string(), other.to_string())),
+        }
+    }
+    let mut out = vec![("recipe".to_string(), plan.recipe.clone()), ("seed".to_string(), plan.seed.to_string())];
+    for (section, value) in
+        [("model", json!(plan.model)), ("adapter", json!(plan.adapter)), ("train", json!(plan.train))]
+    {
+        flatten(section, &value, &mut out);
+    }
+    out
 }
 
 /// Hash of everything that decides the trained weights. Weights are told apart by name and size; their content is
@@ -183,22 +269,18 @@ fn fingerprint(plan: &Plan, dir: &RunDir, base: &Path, processor: &dyn Processor
         let size = fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
         files.push((path.strip_prefix(base).unwrap_or(&path).to_path_buf(), size));
     }
-    // How often is logged and saved, and by how many threads rows are read, changes no weight.
-    let train = TrainConfig {
-        logging_steps: 1,
-        save_steps: 0,
-        save_total_limit: 1,
-        dataloader_num_workers: 1,
-        offload_params: false,
-        offload_activations: false,
-        ..plan.train.clone()
+    let pairs = match (plan.train.objective, &plan.train.preference_data) {
+        (ObjectiveType::Sft, _) => None,
+        (ObjectiveType::Dpo, Some(file)) => Some(run_dir::sha256(file)?),
+        (ObjectiveType::Dpo, None) => Some(run_dir::sha256(&dir.path("rejected.jsonl"))?),
     };
     let all = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "seed": plan.seed,
         "model": plan.model,
         "adapter": plan.adapter,
-        "train": train,
+        "train": plan.train.deciding(),
+        "pairs": pairs,
         "rows": run_dir::sha256(&dir.path("kept.jsonl"))?,
         "base": files,
         "config": run_dir::sha256(&base.join("config.json"))?,
@@ -294,17 +376,23 @@ pub struct Estimate {
     pub coverage: Vec<(&'static str, usize, usize)>,
 }
 
-/// Estimates a training of `rows` rows; `model` may be without weights.
+/// Estimates a training of `rows` rows of `mean_length` positions; `model` may be without weights.
 ///
 /// # Errors
 /// A target pattern cannot be understood or matches nothing.
-pub fn estimate(plan: &Plan, model: &AnyVlm, rows: usize) -> Result<Estimate> {
+pub fn estimate(plan: &Plan, model: &AnyVlm, rows: usize, mean_length: f64) -> Result<Estimate> {
     let sizes = inject::sizes(model, &plan.train, &plan.adapter)?;
-    let steps = plan.train.total_steps(rows);
+    let sequences = match plan.train.packing {
+        true => (rows as f64 * mean_length / plan.train.packed_positions().max(1) as f64).ceil() as usize,
+        false => rows,
+    };
+    let batches = sequences.div_ceil(plan.train.per_device_train_batch_size);
+    let steps_per_epoch = batches.div_ceil(plan.train.gradient_accumulation_steps);
+    let steps = plan.train.total_steps(steps_per_epoch);
     Ok(Estimate {
         steps,
         warmup_steps: plan.train.warmup(steps),
-        epochs: steps as f64 / plan.train.steps_per_epoch(rows).max(1) as f64,
+        epochs: steps as f64 / steps_per_epoch.max(1) as f64,
         trainable_parameters: sizes.trained,
         parameters: sizes.all,
         coverage: sizes.coverage.towers,
@@ -322,6 +410,9 @@ fn summary(report: &TrainReport) -> Summary {
     summary.line("steps", report.steps).line("tokens", report.tokens);
     if let Some(best) = report.best {
         summary.line("best validation loss", format!("{:.4} at step {}", best.eval_loss, best.step));
+    }
+    if report.skipped_steps > 0 {
+        summary.line("steps left out as loss spikes", report.skipped_steps);
     }
     if report.stopped_early {
         summary.line("stopped early", "yes");

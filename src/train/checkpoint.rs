@@ -12,8 +12,10 @@ use std::{
 
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
+    log::hf_state,
     optimizer::{AdamW, Moments},
     params::Trained,
 };
@@ -30,8 +32,15 @@ pub const PREFIX: &str = "checkpoint-";
 
 const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
-const STATE: &str = "trainer_state.json";
+const STATE: &str = "state.json";
+/// The state once more, in Hugging Face's layout, for tools that read it.
+const HF_STATE: &str = hf_state::FILE;
+/// Start of the names of checkpoints that cannot be used.
+pub const UNUSABLE: &str = "unusable-checkpoint-";
 const MANIFEST: &str = "MANIFEST.json";
+
+/// Everything that a manifest vouches for.
+const FILES: [&str; 4] = [TRAINED, OPTIMIZER, STATE, HF_STATE];
 
 /// The best evaluation so far.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -57,6 +66,21 @@ pub struct State {
     pub evaluations_without_gain: usize,
     /// Whether early stopping has ended the training.
     pub stopped_early: bool,
+    /// Whether an evaluation after this step was interrupted.
+    #[serde(default)]
+    pub evaluation_due: bool,
+    /// Losses that a spike is measured by, oldest first; kept only where spikes are left out.
+    #[serde(default)]
+    pub recent_losses: Vec<f64>,
+    /// Steps whose update was left out because their loss was a spike.
+    #[serde(default)]
+    pub skipped_steps: usize,
+    /// How many of them the training has just made in a row.
+    #[serde(default)]
+    pub skipped_in_a_row: usize,
+    /// The checkpoint of another run that this training was told to continue from.
+    #[serde(default)]
+    pub resumed_from: Option<String>,
     /// Hash of everything the training depends on.
     pub fingerprint: String,
     /// Updates done per trained tensor.
@@ -106,10 +130,11 @@ pub fn save(
     trained: &[Trained],
     values: Vec<Tensor<1>>,
     optimizer: &AdamW,
+    hf_state: &Value,
 ) -> Result<PathBuf> {
     let place = dir.path(format!("{PREFIX}{}", state.step));
     let beside = dir.path(format!(".tmp-{PREFIX}{}", state.step));
-    let outcome = write(&beside, state, trained, values, optimizer).and_then(|()| {
+    let outcome = write(&beside, state, trained, values, optimizer, hf_state).and_then(|()| {
         if place.exists() {
             fs::remove_dir_all(&place).map_err(|e| Error::io(&place, e))?;
         }
@@ -131,7 +156,14 @@ pub fn save(
     }
 }
 
-fn write(dir: &Path, state: &State, trained: &[Trained], values: Vec<Tensor<1>>, optimizer: &AdamW) -> Result<()> {
+fn write(
+    dir: &Path,
+    state: &State,
+    trained: &[Trained],
+    values: Vec<Tensor<1>>,
+    optimizer: &AdamW,
+    hf_state: &Value,
+) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     }
@@ -149,16 +181,13 @@ fn write(dir: &Path, state: &State, trained: &[Trained], values: Vec<Tensor<1>>,
     }
     tensors::write(&dir.join(TRAINED), &weights)?;
     tensors::write(&dir.join(OPTIMIZER), &moments)?;
-    let text =
-        serde_json::to_vec_pretty(&state).map_err(|e| Error::new(Kind::Run, "state has no JSON form").source(e))?;
-    run_dir::write_atomic(&dir.join(STATE), &text)?;
+    run_dir::write_atomic(&dir.join(STATE), &run_dir::json_file(&state)?)?;
+    run_dir::write_atomic(&dir.join(HF_STATE), &run_dir::json_file(hf_state)?)?;
     let mut manifest = BTreeMap::new();
-    for name in [TRAINED, OPTIMIZER, STATE] {
+    for name in FILES {
         manifest.insert(name, run_dir::sha256(&dir.join(name))?);
     }
-    let text = serde_json::to_vec_pretty(&manifest)
-        .map_err(|e| Error::new(Kind::Run, "manifest has no JSON form").source(e))?;
-    run_dir::write_atomic(&dir.join(MANIFEST), &text)
+    run_dir::write_atomic(&dir.join(MANIFEST), &run_dir::json_file(&manifest)?)
 }
 
 fn host(x: Tensor<1>) -> Vec<f32> {
@@ -175,31 +204,40 @@ pub fn steps(dir: &RunDir) -> Vec<usize> {
     steps
 }
 
-/// Reads one checkpoint.
+/// Reads one checkpoint of a run.
 ///
 /// # Errors
 /// It is incomplete, damaged, or of other settings or tensors.
 pub fn load(dir: &RunDir, step: usize, trained: &[Trained], fingerprint: &str) -> Result<Loaded> {
     let place = dir.path(format!("{PREFIX}{step}"));
+    let loaded = load_from(&place, trained)?;
+    if loaded.state.fingerprint != fingerprint {
+        return Err(Error::new(Kind::Run, "checkpoint belongs to other settings or data").at(place.display()));
+    }
+    Ok(loaded)
+}
+
+/// Reads the checkpoint in directory `place`, of whatever settings.
+///
+/// # Errors
+/// It is incomplete, damaged, or of other tensors.
+pub fn load_from(place: &Path, trained: &[Trained]) -> Result<Loaded> {
     let manifest: BTreeMap<String, String> = run_dir::read_json(&place.join(MANIFEST))?;
     let damaged = |file: &Path| Error::new(Kind::Run, "checkpoint is damaged").at(file.display());
-    for name in [TRAINED, OPTIMIZER, STATE] {
+    for name in FILES {
         let file = place.join(name);
         if manifest.get(name) != Some(&run_dir::sha256(&file)?) {
             return Err(damaged(&file).expected("the content its manifest describes"));
         }
     }
     let state: State = run_dir::read_json(&place.join(STATE))?;
-    if state.fingerprint != fingerprint {
-        return Err(Error::new(Kind::Run, "checkpoint belongs to other settings or data").at(place.display()));
-    }
     let (weights, optimizer) = (Tensors::open(&place.join(TRAINED))?, Tensors::open(&place.join(OPTIMIZER))?);
     let mut loaded = Loaded { state, trained: BTreeMap::new(), moments: BTreeMap::new() };
     for t in trained {
         let read = |from: &Tensors, name: &str| -> Result<Vec<f32>> {
             let shape = from.info(name).map(|i| i.shape.clone());
             if shape.as_ref() != Some(&t.shape) {
-                return Err(damaged(&place).expected(format!("{name} {:?}", t.shape)).found(format!("{shape:?}")));
+                return Err(damaged(place).expected(format!("{name} {:?}", t.shape)).found(format!("{shape:?}")));
             }
             from.read_f32(name)
         };
@@ -222,6 +260,20 @@ pub fn newest(dir: &RunDir, trained: &[Trained], fingerprint: &str) -> (Option<L
         }
     }
     (None, refused)
+}
+
+/// Renames the checkpoints of steps after `step`, so that nothing takes them for newer ones than those written from now
+/// on.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn set_aside_after(dir: &RunDir, step: usize) -> Result<()> {
+    for later in steps(dir).into_iter().filter(|s| *s > step) {
+        let (from, to) = (format!("{PREFIX}{later}"), format!("{UNUSABLE}{later}"));
+        dir.remove(&to)?;
+        fs::rename(dir.path(&from), dir.path(&to)).map_err(|e| Error::io(dir.path(&from), e))?;
+    }
+    Ok(())
 }
 
 /// Removes all but the newest `keep` checkpoints and the one of step `best`.
@@ -269,7 +321,7 @@ mod tests {
         let mut optimizer = AdamW::new(&TrainConfig::default(), &trained());
         let _ = optimizer.update(0, values(1.0).remove(0), values(2.0).remove(0), 1.0, 1.0);
         let state = State { step, fingerprint: "f".into(), ..State::default() };
-        save(dir, &state, &trained(), values(step as f32), &optimizer)
+        save(dir, &state, &trained(), values(step as f32), &optimizer, &Value::Null)
     }
 
     #[test]
@@ -302,6 +354,10 @@ mod tests {
         let (loaded, refused) = newest(&dir, &trained(), "f");
         assert_eq!((loaded.unwrap().state.step, refused.len()), (5, 2));
         assert!(refused[0].to_string().contains("damaged"), "{}", refused[0]);
+        // Else they would count as the newest when old ones are removed.
+        set_aside_after(&dir, 5).unwrap();
+        assert_eq!(steps(&dir), [5]);
+        assert!(dir.path(format!("{UNUSABLE}15")).join(STATE).exists());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Global-norm clipping, and where a gradient stopped being a number.
+//! Global-norm clipping.
 
 use burn::tensor::Tensor;
 
@@ -19,19 +19,6 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
-/// Index of the first gradient that holds a value that is not finite.
-#[must_use]
-pub fn first_non_finite(gradients: &[Option<Tensor<1>>]) -> Option<usize> {
-    gradients.iter().position(|g| {
-        g.as_ref().is_some_and(|g| !g.clone().abs().sum().into_scalar::<f32>().is_finite() && !all_finite(g))
-    })
-}
-
-fn all_finite(gradient: &Tensor<1>) -> bool {
-    let values: Vec<f32> = gradient.clone().into_data().try_to_vec().expect("gradients are f32");
-    values.iter().all(|x| x.is_finite())
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
@@ -49,8 +36,5 @@ mod tests {
         assert_eq!(global_norm(&gradients), 5.0);
         assert!((clip_factor(5.0, 1.0) - 0.2).abs() < 1e-6);
         assert_eq!([clip_factor(0.5, 1.0), clip_factor(5.0, 0.0)], [1.0, 1.0]);
-        assert_eq!(first_non_finite(&gradients), None);
-        let bad = [gradients[0].clone(), Some(Tensor::<1>::from_data([1.0f32, f32::NAN], &device))];
-        assert_eq!(first_non_finite(&bad), Some(1));
     }
 }

@@ -1,5 +1,7 @@
 //! `[train]` of a recipe.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -37,10 +39,31 @@ pub enum LossReduction {
     MicroMean,
 }
 
+/// What training minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveType {
+    /// The negative log-likelihood of the answers.
+    Sft,
+    /// Direct preference optimisation: chosen answers are to become likelier than rejected ones to the same question.
+    Dpo,
+}
+
 /// `[train]` of a recipe. Names and defaults as in Hugging Face's `TrainingArguments` where it has the value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
+    /// `sft`, or `dpo` on pairs of a kept and a rejected answer.
+    pub objective: ObjectiveType,
+    /// Preference pairs in JSONL as `medtune data export --format dpo` writes them, for `objective = "dpo"`; when
+    /// absent, the answers that quality control rejected for what they say, beside those it kept.
+    pub preference_data: Option<PathBuf>,
+    /// How far `dpo` lets the model move from where it started: large keeps it close.
+    pub beta: f64,
+    /// Share of pairs that `dpo` assumes to be the wrong way round.
+    pub label_smoothing: f64,
+    /// Weight of the likelihood of the chosen answers beside the preference; 0 leaves it out.
+    pub rpo_alpha: f64,
     /// What happens to the vision tower: `frozen`, `lora` or `full`.
     pub vision: TowerMode,
     /// What happens to the projector between vision and language: `frozen`, `lora` or `full`.
@@ -83,6 +106,11 @@ pub struct TrainConfig {
     pub max_length: usize,
     /// Rows of similar length share a batch.
     pub group_by_length: bool,
+    /// Several rows, each with its images, share a sequence of up to `packing_length` positions, without seeing each
+    /// other: less padding, the same gradients. `per_device_train_batch_size` then counts sequences.
+    pub packing: bool,
+    /// Positions of a packed sequence; 0 means `max_length`. A longer row is a sequence of its own.
+    pub packing_length: usize,
     /// Rows are padded to a multiple of this many positions.
     pub pad_to_multiple_of: usize,
     /// Recompute each decoder layer in the backward pass instead of keeping its activations: far less memory, about a
@@ -105,6 +133,14 @@ pub struct TrainConfig {
     pub early_stopping_patience: usize,
     /// Ends with the weights of the best evaluation instead of the last step.
     pub load_best_model_at_end: bool,
+    /// A step whose loss is above this many times the median of the last `loss_spike_window` losses changes no weight, and
+    /// is counted; 0 lets every step count.
+    pub loss_spike_factor: f64,
+    /// Losses that a spike is measured by; none is found before there are as many.
+    pub loss_spike_window: usize,
+    /// A checkpoint directory to continue from, of this run or of another with the same trained tensors. `latest` or
+    /// nothing means the newest of this run that can be used.
+    pub resume_from_checkpoint: Option<String>,
     /// Threads that read and encode rows.
     pub dataloader_num_workers: usize,
 }
@@ -124,6 +160,11 @@ pub enum Recompute {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
+            objective: ObjectiveType::Sft,
+            preference_data: None,
+            beta: 0.1,
+            label_smoothing: 0.0,
+            rpo_alpha: 0.0,
             vision: TowerMode::Frozen,
             projector: TowerMode::Full,
             language: TowerMode::Lora,
@@ -145,6 +186,8 @@ impl Default for TrainConfig {
             loss_reduction: LossReduction::Token,
             max_length: 0,
             group_by_length: false,
+            packing: false,
+            packing_length: 0,
             pad_to_multiple_of: 8,
             recompute: Recompute::Auto,
             offload_params: false,
@@ -155,6 +198,9 @@ impl Default for TrainConfig {
             save_total_limit: 2,
             early_stopping_patience: 0,
             load_best_model_at_end: false,
+            loss_spike_factor: 0.0,
+            loss_spike_window: 32,
+            resume_from_checkpoint: None,
             dataloader_num_workers: 1,
         }
     }
@@ -207,6 +253,18 @@ impl TrainConfig {
             self.eval_steps > 0 || (self.early_stopping_patience == 0 && !self.load_best_model_at_end),
             "eval_steps must be set for early_stopping_patience and load_best_model_at_end",
         );
+        let dpo = self.objective == ObjectiveType::Dpo;
+        require(self.beta.is_finite() && self.beta > 0.0, "beta must be above 0");
+        require((0.0..0.5).contains(&self.label_smoothing), "label_smoothing must be at least 0 and below 0.5");
+        require(rate(self.rpo_alpha), "rpo_alpha must be a number from 0");
+        require(dpo || self.preference_data.is_none(), "preference_data is for objective = \"dpo\"");
+        require(!(dpo && self.packing), "packing must be off for objective = \"dpo\", whose rows are pairs");
+        require(!self.packing || self.packed_positions() > 0, "packing needs packing_length or max_length");
+        require(
+            self.loss_spike_factor == 0.0 || (self.loss_spike_factor.is_finite() && self.loss_spike_factor > 1.0),
+            "loss_spike_factor must be above 1, or 0",
+        );
+        require(self.loss_spike_window > 0, "loss_spike_window must be at least 1");
         require(
             [self.vision, self.projector, self.language].iter().any(|m| *m != TowerMode::Frozen),
             "vision, projector and language are all frozen: nothing would be trained",
@@ -214,19 +272,35 @@ impl TrainConfig {
         problems
     }
 
-    /// Optimizer steps of one pass over `rows` rows; an incomplete last accumulation is a step of its own.
+    /// Positions that packed rows may take together.
     #[must_use]
-    pub fn steps_per_epoch(&self, rows: usize) -> usize {
-        rows.div_ceil(self.per_device_train_batch_size).div_ceil(self.gradient_accumulation_steps)
+    pub fn packed_positions(&self) -> usize {
+        if self.packing_length > 0 { self.packing_length } else { self.max_length }
     }
 
-    /// Optimizer steps of the whole training on `rows` rows.
+    /// The values that decide the trained weights: how often is logged and saved, by how many threads rows are read, and
+    /// where memory is saved change nothing, and have one value here.
     #[must_use]
-    pub fn total_steps(&self, rows: usize) -> usize {
+    pub fn deciding(&self) -> Self {
+        Self {
+            logging_steps: 1,
+            save_steps: 0,
+            save_total_limit: 1,
+            dataloader_num_workers: 1,
+            offload_params: false,
+            offload_activations: false,
+            resume_from_checkpoint: None,
+            ..self.clone()
+        }
+    }
+
+    /// Optimizer steps of the whole training, of `steps_per_epoch` a pass.
+    #[must_use]
+    pub fn total_steps(&self, steps_per_epoch: usize) -> usize {
         if self.max_steps > 0 {
             self.max_steps
         } else {
-            (self.num_train_epochs * self.steps_per_epoch(rows) as f64).ceil() as usize
+            (self.num_train_epochs * steps_per_epoch as f64).ceil() as usize
         }
     }
 
@@ -256,13 +330,16 @@ mod tests {
     }
 
     #[test]
-    fn steps_count_the_incomplete_tail() {
-        let c = TrainConfig {
-            per_device_train_batch_size: 4,
-            gradient_accumulation_steps: 2,
-            num_train_epochs: 2.0,
-            ..TrainConfig::default()
-        };
-        assert_eq!((c.steps_per_epoch(17), c.total_steps(17), c.warmup(100)), (3, 6, 3));
+    fn steps_are_rounded_up() {
+        let c = TrainConfig { num_train_epochs: 2.5, ..TrainConfig::default() };
+        assert_eq!((c.total_steps(3), c.warmup(100)), (8, 3));
+    }
+
+    #[test]
+    fn what_changes_no_weight_does_not_decide() {
+        let a = TrainConfig { save_steps: 7, resume_from_checkpoint: Some("latest".into()), ..TrainConfig::default() };
+        let b = TrainConfig { learning_rate: 1.0, ..TrainConfig::default() };
+        assert_eq!(a.deciding(), TrainConfig::default().deciding());
+        assert_ne!(b.deciding(), TrainConfig::default().deciding());
     }
 }

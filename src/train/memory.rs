@@ -11,11 +11,8 @@ use burn::module::Module;
 use serde::Serialize;
 
 use super::{
-    TowerMode, TrainConfig,
-    config::Recompute,
-    loss,
-    step::activation_bytes,
-    trainer::{ACTIVATION_BYTES, FEATURE_BYTES},
+    TowerMode, TrainConfig, config::Recompute, features::FEATURE_BYTES, loss, step::activation_bytes,
+    trainer::ACTIVATION_BYTES,
 };
 use crate::{
     adapter::{AdapterConfig, inject::sizes, target::tower_of},

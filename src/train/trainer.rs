@@ -1,21 +1,26 @@
 //! The loop: steps, evaluations, checkpoints, and the ways out.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+};
 
 use burn::{
     module::Module,
     tensor::{DType, Device, Tensor},
 };
-use sha2::{Digest, Sha256};
 
 use super::{
-    checkpoint::{self, Best, State},
-    clip::{clip_factor, first_non_finite, global_norm},
-    config::{LossReduction, Recompute, TowerMode, TrainConfig},
+    checkpoint::{self, Best, Loaded, State},
+    clip::{clip_factor, global_norm},
+    config::{LossReduction, ObjectiveType, Recompute, TowerMode, TrainConfig},
+    diagnose,
+    features::FeatureCache,
     live::Live,
-    log::{self, LogLine},
+    log::{self, Log, LogLine, hf_state, mlflow::End},
     loss::{Loss, Targets},
-    objective::Objective,
+    meter::Meter,
+    objective::{Objective, Pair, Preference, is_chosen, row_logps},
     optimizer::AdamW,
     params::{self, GradientSum, Trained},
     schedule::Schedule,
@@ -23,19 +28,20 @@ use super::{
 };
 use crate::{
     adapter::{AdapterConfig, inject::prepare, lora::DropoutClock, target::Coverage},
+    batching::Batching,
     error::{Error, Kind, Result},
-    loader::{Batching, Loader, Rows, StepRows},
-    run_dir::{JsonlWriter, RunDir},
+    loader::{Loader, Rows, StepRows},
+    run_dir::{RunDir, json_file},
     stage::Ctx,
-    vlm::{Batch, Pixels, Vlm},
+    vlm::{Batch, Vlm},
     weights::Pages,
 };
 
-/// Device memory for features of a frozen vision tower.
-pub(super) const FEATURE_BYTES: usize = 512 << 20;
-
 /// Above this estimate of kept activations, `recompute = "auto"` recomputes.
 pub(super) const ACTIVATION_BYTES: u64 = 1 << 30;
+
+/// Spikes in a row after which a training is given up: its loss will not come back.
+const MOST_SKIPPED: usize = 10;
 
 /// What a training depends on besides model and rows.
 pub struct Job<'a> {
@@ -53,6 +59,8 @@ pub struct Job<'a> {
     pub fingerprint: String,
     /// Mapped weights that are read and dropped layer by layer.
     pub pages: Option<Pages>,
+    /// Where the log goes besides its file.
+    pub log: log::Targets,
 }
 
 /// A finished training.
@@ -78,27 +86,21 @@ pub struct Finished<M> {
 pub fn train<M: Vlm + Module>(job: &Job<'_>, model: M, rows: &Rows<'_>, validation: &Rows<'_>) -> Result<Finished<M>> {
     let mut session = Session::new(job, model)?;
     session.resume()?;
-    let total = job.config.total_steps(rows.lengths.len());
-    let batching = Batching {
-        seed: job.seed,
-        batch_size: job.config.per_device_train_batch_size,
-        accumulation: job.config.gradient_accumulation_steps,
-        group_by_length: job.config.group_by_length,
-        multiple: job.config.pad_to_multiple_of,
-    };
-    let steps_per_epoch = job.config.steps_per_epoch(rows.lengths.len());
+    let batching = Batching::of(job.config, job.seed);
+    session.steps_per_epoch = batching.steps_per_epoch(&rows.lengths);
+    session.total = job.config.total_steps(session.steps_per_epoch);
     let position = session.state.position;
     std::thread::scope(|scope| {
         let mut loader = Loader::start(scope, rows, batching, position, job.config.dataloader_num_workers);
-        session.run(&mut loader, validation, total, steps_per_epoch)
+        session.run(&mut loader, validation)
     })?;
     session.finish()
 }
 
 /// Loss and norms of one optimizer step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// Loss per supervised token.
+    /// Loss per supervised token; of preferences, per pair.
     pub loss: f64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
@@ -106,6 +108,19 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Real tokens.
     pub tokens: usize,
+    /// Steps so far whose update was left out.
+    pub skipped_steps: usize,
+    /// What else the objective measures.
+    pub more: BTreeMap<String, f64>,
+}
+
+/// Loss of some batches, and what else the objective measures.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Measured {
+    /// The loss.
+    pub loss: f64,
+    /// Means over the pairs.
+    pub more: BTreeMap<String, f64>,
 }
 
 /// A training in progress.
@@ -123,9 +138,13 @@ pub struct Session<'a, M> {
     pub optimizer: AdamW,
     /// State of the loop.
     pub state: State,
+    /// The model as it was before the first step, for preferences. Everything that is not trained is shared.
+    reference: Option<M>,
     features: FeatureCache,
     saved_step: Option<usize>,
     hidden_size: usize,
+    total: usize,
+    steps_per_epoch: usize,
 }
 
 impl<'a, M: Vlm + Module> Session<'a, M> {
@@ -138,6 +157,7 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
         let trained = params::trained(&prepared.model, prepared.model.towers());
         let first = Tensor::zeros([1, 1], (&job.ctx.device, DType::I32));
         let hidden_size = prepared.model.embed_tokens(first).dims()[2];
+        let reference = (job.config.objective == ObjectiveType::Dpo).then(|| prepared.model.valid());
         Ok(Self {
             job,
             device: job.ctx.device.clone(),
@@ -147,44 +167,102 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
             coverage: prepared.coverage,
             trained,
             state: State { fingerprint: job.fingerprint.clone(), ..State::default() },
+            reference,
             features: FeatureCache::default(),
             saved_step: None,
             hidden_size,
+            total: job.config.max_steps,
+            steps_per_epoch: 0,
         })
     }
 
-    /// Continues from the newest usable checkpoint, if there is one.
+    /// Continues from the checkpoint that the configuration names, else from the newest usable one, if there is one.
     ///
     /// # Errors
-    /// The run directory cannot be read.
+    /// The run directory or the named checkpoint cannot be read.
     pub fn resume(&mut self) -> Result<()> {
-        let (loaded, refused) = checkpoint::newest(self.job.dir, &self.trained, &self.job.fingerprint);
-        for error in refused {
-            self.job.ctx.progress.say(&format!("{error}; not used"));
+        let say = |line: &str| self.job.ctx.progress.say(line);
+        let (own, refused) = checkpoint::newest(self.job.dir, &self.trained, &self.job.fingerprint);
+        for error in &refused {
+            let instead = own.as_ref().map_or("starts from the beginning".to_string(), |l| {
+                format!("falls back to {}{}", checkpoint::PREFIX, l.state.step)
+            });
+            say(&format!("{error}; {instead}"));
         }
+        let loaded = match self.named_checkpoint() {
+            // What was done since then is of the same training.
+            Some(name) if own.as_ref().is_some_and(|l| l.state.resumed_from.as_ref() == Some(&name)) => own,
+            Some(name) => Some(self.load_named(name)?),
+            None => own,
+        };
+        checkpoint::set_aside_after(self.job.dir, loaded.as_ref().map_or(0, |l| l.state.step))?;
         let Some(mut loaded) = loaded else { return Ok(()) };
         loaded.restore(&mut self.optimizer, &self.trained, &self.device);
         let mut values: Vec<Option<Tensor<1>>> =
             loaded.values(&self.trained, &self.device).into_iter().map(Some).collect();
         self.model = params::update(self.model.clone(), |i, old| values[i].take().unwrap_or(old));
         self.state = loaded.state;
-        self.saved_step = Some(self.state.step);
+        let own = self.job.dir.path(format!("{}{}", checkpoint::PREFIX, self.state.step)).exists();
+        self.saved_step = own.then_some(self.state.step);
         self.job.ctx.progress.say(&format!("continuing from {}{}", checkpoint::PREFIX, self.state.step));
         Ok(())
     }
 
-    fn run(&mut self, loader: &mut Loader, validation: &Rows<'_>, total: usize, steps_per_epoch: usize) -> Result<()> {
-        let config = self.job.config;
-        let schedule = Schedule { kind: config.lr_scheduler_type, warmup: config.warmup(total), total };
-        let mut log = log::open(self.job.dir, self.state.step)?;
+    fn named_checkpoint(&self) -> Option<String> {
+        self.job.config.resume_from_checkpoint.clone().filter(|name| name != "latest")
+    }
+
+    fn load_named(&self, name: String) -> Result<Loaded> {
+        let within = self.job.dir.path(&name);
+        let place = if within.is_dir() { within } else { PathBuf::from(&name) };
+        if !place.is_dir() {
+            return Err(Error::new(Kind::Config, "there is no such checkpoint")
+                .at("train.resume_from_checkpoint")
+                .found(place.display())
+                .help("leave it out to continue from the newest of this run"));
+        }
+        let mut loaded = checkpoint::load_from(&place, &self.trained)?;
+        if loaded.state.fingerprint != self.job.fingerprint {
+            let place = place.display();
+            self.job.ctx.progress.say(&format!("{place} is of other settings or data; continuing from it as asked"));
+            loaded.state.fingerprint.clone_from(&self.job.fingerprint);
+        }
+        // The weights of a best evaluation that lie elsewhere cannot be gone back to.
+        if loaded.state.best.is_some_and(|b| !self.job.dir.path(format!("{}{}", checkpoint::PREFIX, b.step)).is_dir()) {
+            loaded.state.best = None;
+            loaded.state.evaluations_without_gain = 0;
+        }
+        loaded.state.resumed_from = Some(name);
+        Ok(loaded)
+    }
+
+    fn run(&mut self, loader: &mut Loader, validation: &Rows<'_>) -> Result<()> {
         let ctx = self.job.ctx;
-        let mut live = Live::start(ctx.progress, total, self.state.step, ctx.stop.clone());
-        let mut meter = Meter::new(steps_per_epoch);
+        let mut log = Log::open(self.job.dir, self.state.step, &self.job.log, ctx.progress)?;
+        let mut live = Live::start(ctx.progress, self.total, self.state.step, ctx.stop.clone());
+        let outcome = self.steps(loader, validation, &mut log, &mut live);
+        live.finish();
+        let end = match &outcome {
+            Ok(()) => End::Finished,
+            Err(e) if e.kind() == Kind::Interrupted => End::Killed,
+            Err(_) => End::Failed,
+        };
+        // What stopped the training matters more than a log that cannot be flushed.
+        let flushed = log.finish(end);
+        outcome.and(flushed)
+    }
+
+    fn steps(&mut self, loader: &mut Loader, validation: &Rows<'_>, log: &mut Log, live: &mut Live) -> Result<()> {
+        let config = self.job.config;
+        let total = self.total;
+        let schedule = Schedule { kind: config.lr_scheduler_type, warmup: config.warmup(total), total };
+        let mut meter = Meter::new(self.steps_per_epoch);
+        if self.state.evaluation_due {
+            self.evaluate_and_note(validation, log, live, &meter)?;
+        }
         while self.state.step < total && !self.state.stopped_early {
-            if ctx.stopped() {
-                self.save()?;
-                live.finish();
-                return ctx.check();
+            if self.job.ctx.stopped() {
+                return Err(self.interrupted()?);
             }
             let step = loader.next_step()?;
             let next = step.next;
@@ -200,71 +278,139 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
             live.done(self.state.step);
             let evaluates = config.eval_steps > 0 && !validation.lengths.is_empty();
             if evaluates && (self.state.step.is_multiple_of(config.eval_steps) || last) {
-                self.evaluate_and_note(validation, &mut log, &mut live, &meter)?;
+                self.evaluate_and_note(validation, log, live, &meter)?;
             }
             if last || (config.save_steps > 0 && self.state.step.is_multiple_of(config.save_steps)) {
                 self.save()?;
             }
         }
-        log.sync()?;
-        live.finish();
-        Ok(())
+        self.job.dir.write(hf_state::FILE, &json_file(&self.hf_state()?)?)
     }
 
-    /// One optimizer step with `factor` on the peak learning rates.
+    /// Saves, and says how to continue.
+    fn interrupted(&mut self) -> Result<Error> {
+        self.save()?;
+        let step = self.state.step;
+        let what = format!("interrupted after step {step} of {}, kept in {}{step}", self.total, checkpoint::PREFIX);
+        Ok(Error::new(Kind::Interrupted, what).help("run the same command again; it continues"))
+    }
+
+    fn hf_state(&self) -> Result<serde_json::Value> {
+        let path = self.job.dir.path(log::FILE);
+        let lines = if path.exists() { self.job.dir.read_jsonl::<LogLine>(log::FILE)? } else { Vec::new() };
+        Ok(hf_state::trainer_state(self.job.config, &self.state, self.total, self.steps_per_epoch, &lines))
+    }
+
+    /// One optimizer step with `factor` on the peak learning rates. A step whose loss is a spike changes no weight, if so
+    /// configured.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite.
+    /// A loss or gradient that is not finite, or spikes that do not end.
     pub fn step(&mut self, rows: &StepRows, factor: f64) -> Result<StepReport> {
         let micro = &rows.micro_batches;
         let tokens = micro.iter().map(Batch::tokens).sum();
         let mut gradients = GradientSum::new(&self.model);
-        let loss = self.accumulate(micro, &mut gradients)?;
+        let Measured { loss, more } = self.accumulate(micro, &mut gradients)?;
         let grad_norm = global_norm(&gradients.sums);
         if !grad_norm.is_finite() {
             return Err(self.bad_gradient(micro, &gradients));
         }
-        let clip = clip_factor(grad_norm, self.job.config.max_grad_norm);
-        let (optimizer, mut sums) = (&mut self.optimizer, gradients.sums);
-        self.model = params::update(self.model.clone(), |i, value| match sums[i].take() {
-            Some(gradient) => optimizer.update(i, value, gradient, factor, clip),
-            None => value,
-        });
-        Ok(StepReport { loss, grad_norm, learning_rate: self.job.config.learning_rate * factor, tokens })
+        if !self.is_spike(loss)? {
+            let clip = clip_factor(grad_norm, self.job.config.max_grad_norm);
+            let (optimizer, mut sums) = (&mut self.optimizer, gradients.sums);
+            self.model = params::update(self.model.clone(), |i, value| match sums[i].take() {
+                Some(gradient) => optimizer.update(i, value, gradient, factor, clip),
+                None => value,
+            });
+        }
+        let learning_rate = self.job.config.learning_rate * factor;
+        Ok(StepReport { loss, grad_norm, learning_rate, tokens, skipped_steps: self.state.skipped_steps, more })
+    }
+
+    /// Whether the step must be left out, which is counted.
+    fn is_spike(&mut self, loss: f64) -> Result<bool> {
+        let config = self.job.config;
+        if config.loss_spike_factor == 0.0 {
+            return Ok(false);
+        }
+        let recent = &mut self.state.recent_losses;
+        let mut sorted = recent.clone();
+        sorted.sort_by(f64::total_cmp);
+        let full = sorted.len() >= config.loss_spike_window;
+        let median = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
+        if !full || loss <= config.loss_spike_factor * median {
+            if full {
+                recent.remove(0);
+            }
+            recent.push(loss);
+            self.state.skipped_in_a_row = 0;
+            return Ok(false);
+        }
+        self.state.skipped_steps += 1;
+        self.state.skipped_in_a_row += 1;
+        let step = self.state.step + 1;
+        let found = format!("loss {loss:.4}, median of the last {} {median:.4}", sorted.len());
+        self.job.ctx.progress.say(&format!("step {step}: {found}; a spike, so this step changes no weight"));
+        if self.state.skipped_in_a_row >= MOST_SKIPPED {
+            return Err(self.numeric(&format!("{MOST_SKIPPED} loss spikes in a row")).found(found));
+        }
+        Ok(true)
     }
 
     /// Loss of the micro-batches, their gradients added to `gradients`.
     ///
     /// # Errors
     /// A batch whose images do not fit their positions, or a loss that is not finite.
-    pub fn accumulate(&mut self, micro: &[Batch], gradients: &mut GradientSum) -> Result<f64> {
+    pub fn accumulate(&mut self, micro: &[Batch], gradients: &mut GradientSum) -> Result<Measured> {
         let micro = micro.iter().map(|batch| self.model.reconcile(batch)).collect::<Result<Vec<_>>>()?;
-        let supervised: usize = micro.iter().map(|batch| batch.supervised()).sum();
-        let mut total = 0.0;
-        for (k, batch) in micro.iter().enumerate() {
-            let weight = match self.job.config.loss_reduction {
-                LossReduction::Token => 1.0 / supervised.max(1) as f64,
-                LossReduction::MicroMean => 1.0 / (batch.supervised().max(1) * micro.len()) as f64,
-            };
+        let batches: Vec<&Batch> = micro.iter().map(AsRef::as_ref).collect();
+        let whole = Whole::of(&batches);
+        let mut sums = Sums::default();
+        for (k, batch) in batches.iter().enumerate() {
             let vision = self.vision(batch);
+            let reference = self.reference_logps(batch, &vision);
+            let objective = self.objective(batch, &reference, &whole);
             let saving = self.saving(batch);
             self.clock.start((self.state.step * self.job.config.gradient_accumulation_steps + k) as u64);
-            let loss = step::backward(
-                &self.model,
-                batch,
-                &vision,
-                &Objective::Tokens(weight),
-                saving,
-                &self.device,
-                gradients,
-            )?;
+            let outcome = step::backward(&self.model, batch, &vision, &objective, saving, &self.device, gradients);
             self.clock.stop();
+            let loss = outcome?;
             if !loss.sum().is_finite() {
-                return Err(self.bad_loss(batch, &loss));
+                return Err(self.bad_loss(batch, &vision, &loss));
             }
-            total += weight * loss.sum();
+            sums.add(&objective, batch, &loss);
         }
-        Ok(total)
+        Ok(sums.measured(&whole))
+    }
+
+    /// Log-likelihood of each row of a batch of pairs under the reference; empty for other objectives.
+    fn reference_logps(&self, batch: &Batch, vision: &Vision) -> Vec<f64> {
+        let Some(reference) = &self.reference else { return Vec::new() };
+        let vision = match vision {
+            Vision::Pixels(pixels) => Vision::Features(reference.vision(pixels.clone())),
+            other => other.clone(),
+        };
+        let loss = step::evaluate(reference, batch, &vision, self.saving(batch), &self.device);
+        row_logps(&loss.nll, &Targets::of(batch).rows, batch.rows)
+    }
+
+    /// How the tokens of `batch` weigh in a step of which `whole` is known.
+    fn objective<'r>(&self, batch: &Batch, reference: &'r [f64], whole: &Whole) -> Objective<'r> {
+        let config = self.job.config;
+        match (config.objective, config.loss_reduction) {
+            (ObjectiveType::Dpo, _) => Objective::Preference(Preference {
+                beta: config.beta,
+                label_smoothing: config.label_smoothing,
+                rpo_alpha: config.rpo_alpha,
+                reference,
+                pairs: whole.rows / 2,
+                chosen_tokens: whole.chosen_tokens,
+            }),
+            (ObjectiveType::Sft, LossReduction::Token) => Objective::Tokens(1.0 / whole.supervised.max(1) as f64),
+            (ObjectiveType::Sft, LossReduction::MicroMean) => {
+                Objective::Tokens(1.0 / (batch.supervised().max(1) * whole.batches) as f64)
+            }
+        }
     }
 
     fn vision(&mut self, batch: &Batch) -> Vision {
@@ -292,38 +438,57 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
         Saving { recompute, pages, offload }
     }
 
-    /// Loss per supervised token of `rows`.
+    /// Loss of `rows`, per supervised token or, of preferences, per pair.
     ///
     /// # Errors
     /// An unreadable row, or an interruption.
-    pub fn evaluate(&mut self, rows: &Rows<'_>) -> Result<f64> {
+    pub fn evaluate(&mut self, rows: &Rows<'_>) -> Result<Measured> {
         let plain = self.model.valid();
         let indices: Vec<usize> = (0..rows.lengths.len()).collect();
-        let (mut sum, mut count) = (0.0, 0usize);
+        let (mut sums, mut all) = (Sums::default(), Whole::default());
         for chunk in indices.chunks(self.job.config.per_device_eval_batch_size) {
             self.job.ctx.check()?;
             let batch = rows.batch(chunk, self.job.config.pad_to_multiple_of)?;
-            let vision = match self.vision(&batch) {
+            let vision = self.vision(&batch);
+            let reference = self.reference_logps(&batch, &vision);
+            let vision = match vision {
                 Vision::Pixels(pixels) => Vision::Features(plain.vision(pixels)),
                 other => other,
             };
             let loss = step::evaluate(&plain, &batch, &vision, self.saving(&batch), &self.device);
-            sum += loss.sum();
-            count += loss.nll.len();
+            let mut whole = Whole::of(&[&batch]);
+            // Every token weighs the same, whatever the batches of a step weigh by.
+            whole.batches = 1;
+            let objective = match self.objective(&batch, &reference, &whole) {
+                Objective::Tokens(_) => Objective::Tokens(1.0),
+                preference => preference,
+            };
+            sums.add(&objective, &batch, &loss);
+            all.add(&whole);
         }
-        Ok(sum / count.max(1) as f64)
+        let mut measured = sums.measured(&all);
+        if self.job.config.objective == ObjectiveType::Sft {
+            measured.loss /= all.supervised.max(1) as f64;
+        }
+        Ok(measured)
     }
 
     fn evaluate_and_note(
         &mut self,
         validation: &Rows<'_>,
-        log: &mut JsonlWriter,
+        log: &mut Log,
         live: &mut Live,
         meter: &Meter,
     ) -> Result<()> {
-        let eval_loss = self.evaluate(validation)?;
+        let outcome = self.evaluate(validation);
+        self.state.evaluation_due = outcome.as_ref().is_err_and(|e| e.kind() == Kind::Interrupted);
+        if self.state.evaluation_due {
+            return Err(self.interrupted()?);
+        }
+        let Measured { loss: eval_loss, more } = outcome?;
         let step = self.state.step;
-        let line = LogLine { step, epoch: meter.epoch(step), eval_loss: Some(eval_loss), ..LogLine::default() };
+        let more = more.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect();
+        let line = LogLine { step, epoch: meter.epoch(step), eval_loss: Some(eval_loss), more, ..LogLine::default() };
         log.push(&line)?;
         live.show(&line);
         if self.state.best.is_none_or(|b| eval_loss < b.eval_loss) {
@@ -352,7 +517,9 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
         if self.saved_step == Some(self.state.step) && !self.state.stopped_early {
             return Ok(());
         }
-        checkpoint::save(self.job.dir, &self.state, &self.trained, params::values(&self.model), &self.optimizer)?;
+        let hf_state = self.hf_state()?;
+        let values = params::values(&self.model);
+        checkpoint::save(self.job.dir, &self.state, &self.trained, values, &self.optimizer, &hf_state)?;
         self.saved_step = Some(self.state.step);
         checkpoint::prune(self.job.dir, self.job.config.save_total_limit, self.state.best.map(|b| b.step))
     }
@@ -376,22 +543,34 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
         Ok(Finished { model, trained: self.trained, coverage: self.coverage, state: self.state, weights_of_step })
     }
 
-    fn bad_loss(&self, batch: &Batch, loss: &Loss) -> Error {
-        let targets = Targets::of(batch);
-        let mut rows: Vec<&str> = Vec::new();
-        for (state, nll) in targets.states.iter().zip(&loss.nll) {
-            let id = batch.id_at(*state as usize).unwrap_or_default();
-            if !nll.is_finite() && !rows.contains(&id) {
-                rows.push(id);
-            }
-        }
-        self.numeric("loss is not finite").found(format!("rows {}", rows.join(", ")))
+    fn bad_loss(&self, batch: &Batch, vision: &Vision, loss: &Loss) -> Error {
+        let rows = diagnose::bad_rows(batch, loss).join(", ");
+        let first = diagnose::forward(&self.model, &self.trained, batch, vision, &self.device);
+        let first = first.map_or(String::new(), |first| format!("; first in: {first}"));
+        self.numeric("loss is not finite").found(format!("rows {rows}{first}"))
     }
 
-    fn bad_gradient(&self, micro: &[Batch], gradients: &GradientSum) -> Error {
-        let ids: Vec<&str> = micro.iter().flat_map(|b| b.ids.iter().map(String::as_str)).collect();
-        let name = first_non_finite(&gradients.sums).map_or("the sum of squares", |i| &self.trained[i].name);
-        self.numeric("gradient is not finite").found(format!("tensor {name}, rows {}", ids.join(", ")))
+    fn bad_gradient(&mut self, micro: &[Batch], gradients: &GradientSum) -> Error {
+        let name = diagnose::first_gradient(gradients).map(|i| self.trained[i].name.clone());
+        let name = name.unwrap_or_else(|| "the sum of squares, which overflows".into());
+        let spoilt = self.micro_batches_with_bad_gradients(micro);
+        let ids: Vec<&str> = micro
+            .iter()
+            .enumerate()
+            .filter(|(k, _)| spoilt.is_empty() || spoilt.contains(k))
+            .flat_map(|(_, b)| b.ids.iter().map(String::as_str))
+            .collect();
+        self.numeric("gradient is not finite").found(format!("first in: gradient of {name}; rows {}", ids.join(", ")))
+    }
+
+    /// Which micro-batches have a bad gradient of their own.
+    fn micro_batches_with_bad_gradients(&mut self, micro: &[Batch]) -> Vec<usize> {
+        let bad = |session: &mut Self, batch: &Batch| {
+            let mut own = GradientSum::new(&session.model);
+            session.accumulate(std::slice::from_ref(batch), &mut own).is_ok()
+                && diagnose::first_gradient(&own).is_some()
+        };
+        (0..micro.len()).filter(|k| bad(self, &micro[*k])).collect()
     }
 
     fn numeric(&self, what: &str) -> Error {
@@ -404,87 +583,81 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
     }
 }
 
-/// Features of images that a frozen tower has already seen. Every image passes the tower alone, so that its features
-/// do not depend on what else is in the batch, or on what the cache holds.
-#[derive(Default)]
-struct FeatureCache {
-    seen: HashMap<[u8; 32], Tensor<3>>,
-    bytes: usize,
+/// What a loss is a mean over.
+#[derive(Debug, Clone, Copy, Default)]
+struct Whole {
+    batches: usize,
+    rows: usize,
+    supervised: usize,
+    /// Supervised tokens of the first row of each pair.
+    chosen_tokens: usize,
 }
 
-impl FeatureCache {
-    fn get<M: Vlm + Module>(&mut self, model: &M, batch: &Batch, device: &Device) -> Tensor<3> {
-        let mut plain: Option<M> = None;
-        let features: Vec<Tensor<3>> = batch
-            .pixels
-            .iter()
-            .map(|pixels| {
-                let key = key(pixels);
-                if let Some(features) = self.seen.get(&key) {
-                    return features.clone();
-                }
-                let plain = plain.get_or_insert_with(|| model.valid());
-                let [c, h, w] = pixels.shape;
-                let data = burn::tensor::TensorData::new(pixels.data.clone(), [1, c, h, w]);
-                let features = plain.vision(Tensor::from_data(data, device));
-                let bytes = 4 * features.shape().num_elements();
-                if self.bytes + bytes <= FEATURE_BYTES {
-                    self.bytes += bytes;
-                    self.seen.insert(key, features.clone());
-                }
-                features
-            })
-            .collect();
-        Tensor::cat(features, 0)
-    }
-}
-
-fn key(pixels: &Pixels) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for n in pixels.shape {
-        hash.update((n as u64).to_le_bytes());
-    }
-    let bytes: Vec<u8> = pixels.data.iter().flat_map(|v| v.to_le_bytes()).collect();
-    hash.update(&bytes);
-    hash.finalize().into()
-}
-
-/// Turns steps into log lines.
-struct Meter {
-    steps_per_epoch: usize,
-    since: Instant,
-    tokens: usize,
-    losses: Vec<f64>,
-}
-
-impl Meter {
-    fn new(steps_per_epoch: usize) -> Self {
-        Self { steps_per_epoch, since: Instant::now(), tokens: 0, losses: Vec::new() }
-    }
-
-    fn epoch(&self, step: usize) -> f64 {
-        step as f64 / self.steps_per_epoch.max(1) as f64
-    }
-
-    /// The line of a step that is logged; the loss is the mean since the line before.
-    fn line(&mut self, report: &StepReport, step: usize, every: usize, last: bool) -> Option<LogLine> {
-        self.tokens += report.tokens;
-        self.losses.push(report.loss);
-        if !step.is_multiple_of(every) && !last {
-            return None;
+impl Whole {
+    fn of(batches: &[&Batch]) -> Self {
+        let chosen = |batch: &Batch| Targets::of(batch).rows.iter().filter(|row| is_chosen(**row)).count();
+        Self {
+            batches: batches.len(),
+            rows: batches.iter().map(|b| b.rows).sum(),
+            supervised: batches.iter().map(|b| b.supervised()).sum(),
+            chosen_tokens: batches.iter().map(|b| chosen(b)).sum(),
         }
-        let seconds = self.since.elapsed().as_secs_f64().max(1e-9);
-        let line = LogLine {
-            step,
-            epoch: self.epoch(step),
-            loss: Some(self.losses.iter().sum::<f64>() / self.losses.len() as f64),
-            grad_norm: Some(report.grad_norm),
-            learning_rate: Some(report.learning_rate),
-            tokens_per_second: Some((self.tokens as f64 / seconds).round()),
-            eval_loss: None,
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.batches += other.batches;
+        self.rows += other.rows;
+        self.supervised += other.supervised;
+        self.chosen_tokens += other.chosen_tokens;
+    }
+}
+
+/// Sums over batches, divided once.
+#[derive(Debug, Default)]
+struct Sums {
+    /// Weighted negative log-likelihoods.
+    tokens: f64,
+    chosen_nll: f64,
+    rpo_alpha: f64,
+    pairs: Vec<Pair>,
+    logps: [f64; 2],
+}
+
+impl Sums {
+    fn add(&mut self, objective: &Objective<'_>, batch: &Batch, loss: &Loss) {
+        let preference = match objective {
+            Objective::Tokens(weight) => {
+                self.tokens += weight * loss.sum();
+                return;
+            }
+            Objective::Preference(preference) => preference,
         };
-        (self.since, self.tokens) = (Instant::now(), 0);
-        self.losses.clear();
-        Some(line)
+        let logps = row_logps(&loss.nll, &Targets::of(batch).rows, batch.rows);
+        self.rpo_alpha = preference.rpo_alpha;
+        self.pairs.extend(preference.pairs_of(&logps));
+        for (row, logp) in logps.iter().enumerate() {
+            self.logps[usize::from(!is_chosen(row))] += logp;
+        }
+        self.chosen_nll -= logps.iter().step_by(2).sum::<f64>();
+    }
+
+    fn measured(&self, whole: &Whole) -> Measured {
+        if self.pairs.is_empty() {
+            return Measured { loss: self.tokens, more: BTreeMap::new() };
+        }
+        let n = self.pairs.len() as f64;
+        let mean = |f: fn(&Pair) -> f64| self.pairs.iter().map(f).sum::<f64>() / n;
+        let (chosen, rejected) = (mean(|p| p.chosen_reward), mean(|p| p.rejected_reward));
+        let likelihood = self.rpo_alpha * self.chosen_nll / whole.chosen_tokens.max(1) as f64;
+        let more = [
+            ("rewards/chosen", chosen),
+            ("rewards/rejected", rejected),
+            ("rewards/accuracies", mean(|p| f64::from(u8::from(p.chosen_reward > p.rejected_reward)))),
+            ("rewards/margins", chosen - rejected),
+            ("logps/chosen", self.logps[0] / n),
+            ("logps/rejected", self.logps[1] / n),
+        ];
+        let more = more.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        Measured { loss: mean(|p| p.loss) + likelihood, more }
     }
 }

@@ -62,7 +62,7 @@ impl Said {
 /// The program in `dir`.
 pub(crate) fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_medtune"));
-    command.current_dir(dir).args(args).env_remove("RUST_LOG");
+    command.current_dir(dir).args(args).env_remove("RUST_LOG").env_remove("MLFLOW_TRACKING_URI");
     command
 }
 

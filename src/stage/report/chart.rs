@@ -37,6 +37,28 @@ pub(super) fn loss(log: &[LogLine]) -> Option<String> {
     chart("Loss per supervised token by optimizer step", "loss per token", &series, false)
 }
 
+/// [`loss`] as a file of its own, with its colours and its legend in it.
+pub(crate) fn loss_file(log: &[LogLine]) -> Option<String> {
+    const STYLE: &str = "<style>svg{background:#fff;font-family:sans-serif}text{fill:#5d646e;font-size:12px}.end{text-anchor:end}\
+                         .middle{text-anchor:middle}.grid{stroke:#ebe8e1}.axis{stroke:#a9adb3}.line{fill:none;stroke-width:2}\
+                         .line.faint{stroke:#a9adb3;stroke-width:1}.line.train{stroke:#22252a}.line.valid{stroke:#85499b}\
+                         .dot.valid{fill:#85499b}</style>";
+    let chart = loss(log)?;
+    let (svg, _) = chart.split_once("</svg>")?;
+    let (head, body) = svg.split_once("</title>")?;
+    let head = head.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
+    let mut out = format!("{head}</title>{STYLE}{body}");
+    let mut x = LEFT;
+    for (name, class) in [("training", "faint"), ("running mean", "train"), ("validation", "valid")] {
+        if body.contains(&format!("class=\"line {class}\"")) {
+            let _ = write!(out, r#"<path class="line {class}" d="M{x:.0} 8h18"/>"#);
+            text(&mut out, "", x + 24.0, 12.0, name);
+            x += 130.0;
+        }
+    }
+    Some(out + "</svg>\n")
+}
+
 /// Learning rate by step; none without one.
 pub(super) fn learning_rate(log: &[LogLine]) -> Option<String> {
     let points = log.iter().filter_map(|r| Some((r.step as f64, r.learning_rate?))).collect();

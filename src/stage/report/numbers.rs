@@ -238,6 +238,9 @@ pub struct Training {
     pub best_eval: Option<(usize, f64)>,
     /// Highest learning rate.
     pub peak_learning_rate: Option<f64>,
+    /// Steps whose update was left out because their loss was a spike.
+    #[serde(default)]
+    pub skipped_steps: usize,
 }
 
 /// A test row with both verdicts.
@@ -663,5 +666,6 @@ fn training(log: &[LogLine]) -> Option<Training> {
         loss: losses.first().zip(losses.last()).map(|(a, b)| [*a, *b]),
         best_eval: best,
         peak_learning_rate: log.iter().filter_map(|r| r.learning_rate).max_by(f64::total_cmp),
+        skipped_steps: log.iter().filter_map(|r| r.skipped_steps).max().unwrap_or(0),
     })
 }

@@ -233,6 +233,7 @@ impl<'a> Scenario<'a> {
             ctx: &ctx,
             fingerprint: String::new(),
             pages: None,
+            log: Default::default(),
         };
         let mut session = Session::new(&job, AnyVlm::InternVl(self.base.clone())).unwrap();
         let loaded = opened(self.adapted(), &trainable);
@@ -275,7 +276,7 @@ impl<'a> Scenario<'a> {
                 self.description["num_trainable"].as_u64().unwrap(),
             );
             let mut sum = GradientSum::new(&session.model);
-            let loss = session.accumulate(&[self.whole()], &mut sum).unwrap();
+            let loss = session.accumulate(&[self.whole()], &mut sum).unwrap().loss;
             absolute(checks, &self.what("loss"), loss, self.description["batch_loss"].as_f64().unwrap(), LOSS);
             let norm = clip::global_norm(&sum.sums);
             let expected = self.description["grad_norm"].as_f64().unwrap();
@@ -392,7 +393,7 @@ impl<'a> Scenario<'a> {
                 for (batch, line) in micro.iter().zip(lines) {
                     // Losses of the log are divided by the number of micro-batches; the norm is of the running sum.
                     let what = |part: &str| self.what(&format!("{run} step {}: {part}", step + 1));
-                    let loss = session.accumulate(std::slice::from_ref(batch), &mut running).unwrap();
+                    let loss = session.accumulate(std::slice::from_ref(batch), &mut running).unwrap().loss;
                     let expected = line["loss"].as_f64().unwrap();
                     absolute(checks, &what("micro loss"), loss / count as f64, expected, TRAJECTORY);
                     let norm = clip::global_norm(&running.sums) / count as f64;

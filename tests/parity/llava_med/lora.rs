@@ -336,7 +336,7 @@ impl Fixture {
         self.with_session(&config, |session| {
             let batch = self.whole(&session.model);
             let mut sum = GradientSum::new(&session.model);
-            let loss = session.accumulate(&[batch], &mut sum).unwrap();
+            let loss = session.accumulate(&[batch], &mut sum).unwrap().loss;
             relative(checks, "loss", loss, self.golden["loss"].as_f64().unwrap(), LOSS);
             let stored = f64::from(self.tensors.f32("forward.batch.loss")[0]);
             relative(checks, "forward.batch.loss", loss, stored, LOSS);
@@ -369,7 +369,7 @@ impl Fixture {
                 let losses = description["micro_losses"].as_array().unwrap();
                 for (batch, expected) in micro.iter().zip(losses) {
                     let mut unused = GradientSum::new(&session.model);
-                    let loss = session.accumulate(std::slice::from_ref(batch), &mut unused).unwrap();
+                    let loss = session.accumulate(std::slice::from_ref(batch), &mut unused).unwrap().loss;
                     relative(checks, &format!("{case} micro loss"), loss, expected.as_f64().unwrap(), LOSS);
                 }
                 let mut sum = GradientSum::new(&session.model);
@@ -412,7 +412,7 @@ impl Fixture {
                 let what = format!("{name} step {step}");
                 let Some(norm) = line["grad_norm"].as_f64() else {
                     let mut unused = GradientSum::new(&session.model);
-                    let loss = session.accumulate(&micro_batches, &mut unused).unwrap();
+                    let loss = session.accumulate(&micro_batches, &mut unused).unwrap().loss;
                     checks.equal(
                         &format!("{what} loss {loss} {expected}"),
                         (loss - expected).abs() <= loss_tolerance,
@@ -461,6 +461,7 @@ impl Fixture {
             ctx: &ctx,
             fingerprint: String::new(),
             pages: None,
+            log: Default::default(),
         };
         let mut session = Session::new(&job, self.base()).unwrap();
         let loaded = open_trained(self.adapted());

@@ -198,6 +198,7 @@ impl Fixture {
             ctx: &ctx,
             fingerprint: String::new(),
             pages: None,
+            log: Default::default(),
         };
         let compat = self.training().compat;
         let mut session = Session::new(&job, self.base().with_compat(compat)).unwrap();
@@ -363,7 +364,7 @@ impl Fixture {
 
 fn gradient(session: &mut Session<'_, QwenVl>, micro: &[Batch]) -> (f64, GradientSum) {
     let mut sums = GradientSum::new(&session.model);
-    let loss = session.accumulate(micro, &mut sums).unwrap();
+    let loss = session.accumulate(micro, &mut sums).unwrap().loss;
     (loss, sums)
 }
 
