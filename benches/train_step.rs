@@ -79,7 +79,8 @@ fn export(base: AnyVlm, dir: &Path) {
         let adapter = common::adapter_config();
         let info = peft::AdapterInfo { config: &adapter, base: "base", signature: &Value::Null, notes: &[] };
         let towers = session.model.towers();
-        peft::save(&session.model, &session.trained, towers, &info, &dir.join("adapter")).expect("a writable directory");
+        peft::save(&session.model, &session.trained, towers, &info, &dir.join("adapter"))
+            .expect("a writable directory");
     });
 }
 

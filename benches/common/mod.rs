@@ -7,7 +7,10 @@ use burn::tensor::Device;
 use medtune::{
     adapter::AdapterConfig,
     loader::{Position, StepRows},
-    models::{AnyVlm, llava_med::{LlavaMed, LlavaMedConfig}},
+    models::{
+        AnyVlm,
+        llava_med::{LlavaMed, LlavaMedConfig},
+    },
     nn::vit::ClipVisionConfig,
     train::{SchedulerType, TowerMode, TrainConfig},
     vlm::{Batch, Encoded, PaddingSide},

@@ -129,6 +129,12 @@ impl Lora {
         if dtype == DType::F32 { wide } else { wide.cast(FloatDType::from(dtype)) }
     }
 
+    /// Whether inputs of the update are dropped now.
+    #[must_use]
+    pub fn drops(&self) -> bool {
+        self.dropout.rate > 0.0 && self.dropout.clock.now().is_some()
+    }
+
     /// `scale * A B`, f32.
     ///
     /// # Shapes

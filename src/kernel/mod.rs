@@ -7,10 +7,14 @@
 //!
 //! `MEDTUNE_KERNELS=composed` switches the Flex implementations off, to tell a kernel's fault from another.
 
+pub mod attention;
+pub mod cross_entropy;
 mod flex;
 pub mod gelu;
-pub mod half_linear;
+mod gemm;
+pub mod linear;
 pub mod norm;
+pub mod pull_back;
 pub mod quick_gelu;
 pub mod rope;
 pub mod softmax;

@@ -16,7 +16,10 @@ use burn::{
 };
 use rayon::prelude::*;
 
-use super::flex;
+use super::flex::{self, vectorized};
+
+/// Positions that one task rotates.
+const POSITIONS: usize = 32;
 
 /// Rotates every head by its position's angles. Tables get no gradient.
 ///
@@ -96,30 +99,41 @@ impl RotateOps for Flex {
         if !flex::applies(&[&x, &cos, &sin]) {
             return composed::<Self>(x, cos, sin);
         }
-        let (x, cos, sin) = (x.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
+        let (cos, sin) = (cos.to_contiguous(), sin.to_contiguous());
+        // heads are read where they lie: the gradient of an attention comes head by head
+        let ready = x.layout().strides().iter().all(|stride| *stride >= 0) && x.layout().strides()[3] == 1;
+        let x = if ready { x } else { x.to_contiguous() };
         let [_, length, heads, head_dim] = x.layout().shape().dims();
-        let half = head_dim / 2;
-        let (values, cosines, sines) = (flex::slice(&x), flex::slice(&cos), flex::slice(&sin));
-        let mut out = vec![0f32; values.len()];
-        let row = (length * heads * head_dim).max(1);
-        out.par_chunks_mut(row).zip(values.par_chunks(row)).enumerate().for_each(|(index, (out, x))| {
-            let table = if cosines.len() == length * half { 0 } else { index * length * half };
-            for (at, (out, x)) in out.chunks_mut(head_dim).zip(x.chunks(head_dim)).enumerate() {
-                let angle = table + at / heads * half;
-                rotate_head(x, &cosines[angle..angle + half], &sines[angle..angle + half], out);
+        let strides: Vec<usize> = x.layout().strides().iter().map(|stride| stride.unsigned_abs()).collect();
+        let values = &x.storage::<f32>()[x.layout().start_offset()..];
+        let (half, width) = (head_dim / 2, (heads * head_dim).max(1));
+        let (cosines, sines) = (flex::slice(&cos), flex::slice(&sin));
+        let mut out = vec![0f32; x.layout().shape().num_elements()];
+        out.par_chunks_mut(width * POSITIONS).enumerate().for_each(|(index, out)| {
+            for (at, out) in out.chunks_mut(width).enumerate() {
+                let cell = index * POSITIONS + at;
+                let (row, position) = (cell / length, cell % length);
+                let angle = if cosines.len() == length * half { position } else { cell } * half;
+                let (cos, sin) = (&cosines[angle..angle + half], &sines[angle..angle + half]);
+                let x = &values[row * strides[0] + position * strides[1]..];
+                vectorized!(rotate_position(x, strides[2], cos, sin, out));
             }
         });
         flex::tensor(out, x.layout().shape().clone())
     }
 }
 
-fn rotate_head(x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) {
+/// Heads of one position, `stride` values apart.
+#[inline(always)]
+fn rotate_position<const FMA: bool>(x: &[f32], stride: usize, cos: &[f32], sin: &[f32], out: &mut [f32]) {
     let half = cos.len();
-    let (low, high) = x.split_at(half);
-    let (out_low, out_high) = out.split_at_mut(half);
-    for i in 0..half {
-        out_low[i] = low[i] * cos[i] - high[i] * sin[i];
-        out_high[i] = high[i] * cos[i] + low[i] * sin[i];
+    for (head, out) in out.chunks_mut(2 * half).enumerate() {
+        let (low, high) = x[head * stride..][..2 * half].split_at(half);
+        let (out_low, out_high) = out.split_at_mut(half);
+        for i in 0..half {
+            out_low[i] = low[i] * cos[i] - high[i] * sin[i];
+            out_high[i] = high[i] * cos[i] + low[i] * sin[i];
+        }
     }
 }
 
@@ -146,7 +160,10 @@ mod tests {
             let run = |op: fn(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>| {
                 let x = values([3, 5, 2, 8], 0, &device).require_grad();
                 let (cos, sin) = (values([rows, 5, 1, 4], 1, &device), values([rows, 5, 1, 4], 2, &device));
-                let out = op(x.clone(), cos, sin);
+                // once as it lies, once as a view whose heads lie apart
+                let turned =
+                    op(x.clone().swap_dims(1, 2).reshape([3, 2, 5, 8]).swap_dims(1, 2), cos.clone(), sin.clone());
+                let out = op(x.clone(), cos, sin) + turned;
                 let mut grads = (out.clone() * values([3, 5, 2, 8], 3, &device)).sum().backward();
                 (out.without_autodiff(), x.grad_remove(&mut grads).expect("tracked"))
             };

@@ -1,15 +1,19 @@
 //! Scaled dot-product attention with grouped key-value heads; softmax in f32.
 //!
 //! Queries of the heads that share a key-value head are folded into one longer block of queries, so keys and values are
-//! never repeated. Without autodiff Burn's fused attention runs; with autodiff the composed form runs, in chunks of
-//! queries that read only the keys they may see, which bounds the score matrices that are kept for the backward pass.
+//! never repeated. In f32 on the CPU the project's own kernel runs, with and without autodiff. Elsewhere, without autodiff
+//! Burn's fused attention runs; with autodiff the composed form runs, in chunks of queries that read only the keys they
+//! may see, which bounds the score matrices that are kept for the backward pass.
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData, module::attention, ops::AttentionModuleOptions, s};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, module::attention, ops::AttentionModuleOptions, s};
 
 use super::cast;
-use crate::kernel::softmax::masked_softmax;
+use crate::{
+    kernel::{attention::attention as ranged, fused as fused_kernels, softmax::masked_softmax},
+    weights::keeps_half,
+};
 
 /// Queries per chunk under autodiff.
 pub(crate) const QUERY_CHUNK: usize = 256;
@@ -81,6 +85,8 @@ impl Columns {
 pub struct AttentionMask {
     /// `[rows or 1, 1, queries, keys]`
     masked: Tensor<4, Bool>,
+    /// `[rows or 1, queries, 2]`, first key and key past the last that each query sees, if those between are seen too.
+    ranges: Option<Tensor<3, Int>>,
     /// Key column of the first query.
     start: usize,
     /// `[rows, keys]`, which text each column belongs to, if rows hold several.
@@ -111,17 +117,20 @@ impl AttentionMask {
                 }));
             }
         }
+        let ranges = ranges(&masked, [rows, *length, *keys], device);
         let masked = Tensor::from_data(TensorData::new(masked, [rows, 1, *length, *keys]), device);
-        Self { masked, start: *start, segments: segments.clone(), bias: Arc::default(), folded: Arc::default() }
+        Self { masked, ranges, start: *start, segments: segments.clone(), bias: Arc::default(), folded: Arc::default() }
     }
 
     /// Every query sees the real keys of its row: the first `lengths[row]` of `keys`.
     #[must_use]
     pub fn padded(lengths: &[usize], keys: usize, device: &Device) -> Self {
+        let seen: Vec<i32> = lengths.iter().flat_map(|n| (0..keys).flat_map(|_| [0, *n as i32])).collect();
+        let ranges = Tensor::from_data(TensorData::new(seen, [lengths.len(), keys, 2]), (device, DType::I32));
         let masked: Vec<bool> = lengths.iter().flat_map(|n| (0..keys).map(move |key| key >= *n)).collect();
         let masked = Tensor::<4, Bool>::from_data(TensorData::new(masked, [lengths.len(), 1, 1, keys]), device);
         let masked = masked.expand([lengths.len(), 1, keys, keys]);
-        Self { masked, start: 0, segments: None, bias: Arc::default(), folded: Arc::default() }
+        Self { masked, ranges: Some(ranges), start: 0, segments: None, bias: Arc::default(), folded: Arc::default() }
     }
 
     /// `[rows, keys]`, which text each column belongs to; none when every row is one text.
@@ -163,9 +172,43 @@ impl AttentionMask {
 #[must_use]
 pub fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&AttentionMask>) -> Tensor<3> {
     let [rows, queries, heads, head_dim] = q.dims();
+    if let Some(ranges) = own_ranges(&[&q, &k, &v], mask) {
+        let out = ranged(q, k, v, ranges, (head_dim as f64).powf(-0.5));
+        return out.reshape([rows, queries, heads * head_dim]);
+    }
     let tracked = [&q, &k, &v].iter().any(|t| t.is_autodiff());
     let out = if tracked { composed(q, k, v, mask) } else { fused(q, k, v, mask) };
     out.swap_dims(1, 2).reshape([rows, queries, heads * head_dim])
+}
+
+/// Ranges of keys for the project's own attention, where it is to compute this one: in f32 on the CPU.
+fn own_ranges([q, k, v]: &[&Tensor<4>; 3], mask: Option<&AttentionMask>) -> Option<Tensor<3, Int>> {
+    let device = q.device();
+    if !fused_kernels() || !keeps_half(&device) || [q, k, v].iter().any(|t| t.dtype() != DType::F32) {
+        return None;
+    }
+    match mask {
+        Some(mask) => mask.ranges.clone(),
+        None => {
+            let (queries, keys) = (q.dims()[1], k.dims()[2] as i32);
+            let all = TensorData::new([0, keys].repeat(queries), [1, queries, 2]);
+            Some(Tensor::from_data(all, (&device.without_autodiff(), DType::I32)))
+        }
+    }
+}
+
+/// First key and key past the last that each query of a mask sees; none if one does not see all keys between.
+fn ranges(masked: &[bool], [rows, queries, keys]: [usize; 3], device: &Device) -> Option<Tensor<3, Int>> {
+    let mut values = Vec::with_capacity(rows * queries * 2);
+    for masked in masked.chunks(keys.max(1)) {
+        let first = masked.iter().position(|m| !m).unwrap_or(0);
+        let last = masked.iter().rposition(|m| !m).map_or(0, |last| last + 1);
+        if first < last && masked[first..last].contains(&true) {
+            return None;
+        }
+        values.extend([first as i32, last as i32]);
+    }
+    Some(Tensor::from_data(TensorData::new(values, [rows, queries, 2]), (device, DType::I32)))
 }
 
 /// `[rows, heads, queries, head_dim]`
@@ -304,9 +347,11 @@ mod tests {
                 cells.filter(|(c, _)| masks[c / length][c % length]).flat_map(|(_, r)| r.to_vec()).collect()
             };
             let ad = |t: &Tensor<4>| t.clone().autodiff();
+            let flat = |out: Tensor<4>| out.swap_dims(1, 2).reshape([rows, length, heads * dim]);
             for found in [
                 attend(q.clone(), k.clone(), v.clone(), Some(&mask)),
-                attend(ad(&q), ad(&k), ad(&v), Some(&mask)).without_autodiff(),
+                flat(fused(q.clone(), k.clone(), v.clone(), Some(&mask))),
+                flat(composed(ad(&q), ad(&k), ad(&v), Some(&mask)).without_autodiff()),
             ] {
                 let found = found.into_data().as_slice::<f32>().unwrap().to_vec();
                 assert!(found.iter().all(|x| x.is_finite()), "padding must stay finite");

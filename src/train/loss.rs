@@ -5,11 +5,14 @@
 
 use burn::{
     module::Module,
-    tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData},
+    tensor::{DType, Device, Int, Tensor, TensorData},
 };
 
 use super::{objective::Objective, params::GradientSum};
-use crate::vlm::{Batch, IGNORE, Vlm};
+use crate::{
+    kernel::{cross_entropy::cross_entropy, pull_back::pull_back},
+    vlm::{Batch, IGNORE, Vlm},
+};
 
 /// Positions whose logits exist at a time.
 pub(super) const CHUNK: usize = 1024;
@@ -55,7 +58,7 @@ impl Targets {
 }
 
 fn ints(values: &[i32], device: &Device) -> Tensor<1, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, DType::I32))
 }
 
 /// Loss of a batch.
@@ -117,7 +120,7 @@ pub fn backward<M: Vlm + Module>(
                 gradient * Tensor::<2>::from_data(TensorData::new(part, [chunk.len(), 1]), device)
             }
         };
-        let mut found = (logits * gradient).sum().backward();
+        let mut found = pull_back(logits, gradient);
         parts.push(leaf.grad_remove(&mut found).expect("the head depends on its input"));
         gradients.add(found);
         loss.nll.extend(host(nll));
@@ -138,15 +141,7 @@ fn logits<M: Vlm>(model: &M, states: Tensor<2>) -> Tensor<2> {
 
 /// Per position `-log softmax(logits)[label]`, and the gradient of its sum with respect to the logits.
 fn softmax_loss(logits: Tensor<2>, labels: &[i32], device: &Device) -> (Tensor<1>, Tensor<2>) {
-    let labels: Tensor<2, Int> = ints(labels, device).unsqueeze_dim(1);
-    let shifted = logits.clone() - logits.max_dim(1);
-    let picked = shifted.clone().gather(1, labels.clone());
-    let exp = shifted.exp();
-    let sum = exp.clone().sum_dim(1);
-    let nll = (sum.clone().log() - picked.clone()).squeeze_dim(1);
-    let minus_one = picked.zeros_like().sub_scalar(1.0);
-    let gradient = (exp / sum).scatter(1, labels, minus_one, IndexingUpdateOp::Add);
-    (nll, gradient)
+    cross_entropy(logits, ints(labels, device))
 }
 
 fn host(values: Tensor<1>) -> Vec<f32> {

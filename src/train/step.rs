@@ -8,7 +8,7 @@ use std::path::Path;
 
 use burn::{
     module::Module,
-    tensor::{Device, Gradients, IndexingUpdateOp, Tensor, TensorData},
+    tensor::{Device, IndexingUpdateOp, Tensor, TensorData},
 };
 
 use super::{
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     error::Result,
+    kernel::pull_back::pull_back,
     vlm::{Batch, Vlm},
     weights::{Pages, Part},
 };
@@ -122,11 +123,6 @@ pub fn backward<M: Vlm + Module>(
     } else {
         Ok(one_graph(model, batch, vision, objective, &targets, device, gradients))
     }
-}
-
-/// Gradients of `sum(y * g)`, so the vector-Jacobian product of `y` with `g`.
-fn pull_back<const D: usize>(y: Tensor<D>, g: Tensor<D>) -> Gradients {
-    (y * g).sum().backward()
 }
 
 fn one_graph<M: Vlm + Module>(

@@ -81,7 +81,7 @@ pub fn torch_dtype(dtype: FloatDType) -> &'static str {
 }
 
 /// Whether matrices may be kept in a half type on `device` while everything is computed in f32: on the CPU, where
-/// [`crate::kernel::half_linear`] widens a part at a time.
+/// [`crate::kernel::linear`] widens a part at a time.
 #[must_use]
 pub fn keeps_half(device: &Device) -> bool {
     #[cfg(feature = "flex")]
