@@ -4,14 +4,21 @@
 
 use std::{hint::black_box, time::Duration};
 
-use burn::tensor::{Device, Distribution, Tensor, activation, module};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor, TensorData, activation, module};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use medtune::kernel::{
+    attention::attention,
+    cross_entropy::cross_entropy,
+    gelu::{gelu, quick_gelu},
+    linear::{linear, low_rank_linear},
     norm::{layer_norm, rms_norm},
-    quick_gelu::quick_gelu,
+    rope::rotate,
     softmax::masked_softmax,
     swiglu::swiglu,
 };
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Rows of a small batch.
 const ROWS: usize = 1024;
@@ -59,9 +66,86 @@ fn kernels(criterion: &mut Criterion) {
     compare(criterion, "masked_softmax", &scores, |x| masked_softmax(x, mask.clone()), composed);
 }
 
+/// A frozen weight without autodiff.
+fn frozen(shape: [usize; 2]) -> Tensor<2> {
+    values(shape).without_autodiff()
+}
+
+/// Products: of a small batch, of a layer of a 7B model with its weight in bf16, of a cached step of eight rows.
+fn products(criterion: &mut Criterion) {
+    for (name, rows, d_input, d_output, dtype) in [
+        ("linear_f32_1024x512x1408", ROWS, WIDTH, INNER, FloatDType::F32),
+        ("linear_bf16_256x4096x4096", 256, 4096, 4096, FloatDType::BF16),
+        ("linear_f32_8x512x1408", 8, WIDTH, INNER, FloatDType::F32),
+    ] {
+        // as checkpoints have it: `[d_output, d_input]`
+        let weight = frozen([d_output, d_input]).cast(dtype).transpose();
+        let composed = |x: Tensor<2>| x.matmul(weight.clone().cast(FloatDType::F32).autodiff());
+        compare(criterion, name, &values([rows, d_input]), |x| linear(x, weight.clone()), composed);
+    }
+    let (weight, a, b) = (frozen([WIDTH, INNER]), values([WIDTH, 16]), values([16, INNER]));
+    let composed = |x: Tensor<2>| {
+        x.clone().matmul(weight.clone().autodiff()) + x.matmul(a.clone()).mul_scalar(2.0).matmul(b.clone())
+    };
+    let fused = |x| low_rank_linear(x, weight.clone(), a.clone(), b.clone(), 2.0);
+    compare(criterion, "low_rank_linear_1024x512x1408", &values([ROWS, WIDTH]), fused, composed);
+}
+
+/// Causal attention of grouped heads: of a small batch, and of one long row of a 7B model's width.
+fn attentions(criterion: &mut Criterion) {
+    for (name, rows, length, heads, kv_heads, dim) in
+        [("attention_4x256", 4, 256, 8, 4, 64), ("attention_1x2048", 1, 2048, 8, 2, 128)]
+    {
+        let (k, v) = (values([rows, kv_heads, length, dim]), values([rows, kv_heads, length, dim]));
+        let ends: Vec<i32> = (1..=length as i32).flat_map(|end| [0, end]).collect();
+        let ranges = TensorData::new(ends, [1, length, 2]);
+        let ranges = Tensor::<3, Int>::from_data(ranges, (&Device::flex(), DType::I32));
+        let seen = Tensor::<2>::ones([length, length], &Device::flex()).tril(0);
+        let bias = (seen - 1.0).mul_scalar(1e30).reshape([1, 1, length, length]);
+        let scale = (dim as f64).powf(-0.5);
+        let composed = |q: Tensor<4>| {
+            let groups = heads / kv_heads;
+            let q = q.swap_dims(1, 2).reshape([rows, kv_heads, groups * length, dim]);
+            let scores = q.matmul(k.clone().swap_dims(2, 3)).mul_scalar(scale).reshape([rows, heads, length, length]);
+            let weights = activation::softmax(scores + bias.clone().autodiff(), 3);
+            weights.reshape([rows, kv_heads, groups * length, length]).matmul(v.clone())
+        };
+        let fused = |q| attention(q, k.clone(), v.clone(), ranges.clone(), scale);
+        compare(criterion, name, &values([rows, length, heads, dim]), fused, composed);
+    }
+}
+
+fn rows(criterion: &mut Criterion) {
+    let x = values([4, 256, 8, 64]);
+    let (cos, sin) = (values([1, 256, 1, 32]).without_autodiff(), values([1, 256, 1, 32]).without_autodiff());
+    let composed = |x: Tensor<4>| {
+        let (cos, sin) = (cos.clone().autodiff(), sin.clone().autodiff());
+        let (low, high) = (x.clone().narrow(3, 0, 32), x.narrow(3, 32, 32));
+        let turned = low.clone() * cos.clone() - high.clone() * sin.clone();
+        Tensor::cat(vec![turned, high * cos + low * sin], 3)
+    };
+    compare(criterion, "rope", &x, |x| rotate(x, cos.clone(), sin.clone()), composed);
+    compare(criterion, "gelu", &values([ROWS, INNER]), gelu, activation::gelu);
+
+    let mut group = criterion.benchmark_group("cross_entropy_1024x8192");
+    let logits = values([ROWS, 8192]).without_autodiff();
+    let labels: Vec<i32> = (0..ROWS as i32).map(|i| i * 7 % 8192).collect();
+    let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [ROWS]), (&Device::flex(), DType::I32));
+    group.throughput(Throughput::Elements((ROWS * 8192) as u64));
+    group.bench_function("fused", |b| b.iter(|| black_box(cross_entropy(logits.clone(), labels.clone()))));
+    group.bench_function("composed", |b| {
+        b.iter(|| {
+            let leaf = logits.clone().autodiff().require_grad();
+            let picked = activation::log_softmax(leaf, 1).gather(1, labels.clone().unsqueeze_dim(1));
+            black_box(picked.sum().neg().backward())
+        });
+    });
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(3));
-    targets = kernels
+    targets = kernels, products, attentions, rows
 }
 criterion_main!(benches);

@@ -21,10 +21,7 @@ use medtune::{
     device::DeviceSpec,
     generate::{GenerateConfig, generate},
     models::{AnyVlm, LoadOptions, MODELS},
-    progress::Progress,
-    run_dir::RunDir,
-    stage::Ctx,
-    train::trainer::{Job, Session},
+    train::trainer::Session,
     vlm::Vlm,
     weights::SaveOptions,
 };
@@ -53,7 +50,7 @@ fn main() {
         return export(base, Path::new(dir));
     }
     let (steps, batches) = (number("--steps", if quick { 2 } else { 8 }), number("--generate", 1));
-    println!("{}", with_session(base, |session| measure(session, &device, steps, batches)));
+    println!("{}", common::with_session(base, |session| measure(session, &device, steps, batches)));
 }
 
 /// The first file of the registry that can read it; the bench model is a LLaVA-Med without images.
@@ -63,19 +60,10 @@ fn load(dir: &Path, device: &Device) -> AnyVlm {
     (family.load)(dir, &options, device).expect("a model that --export wrote")
 }
 
-fn with_session<T>(base: AnyVlm, then: impl FnOnce(&mut Session<'_, AnyVlm>) -> T) -> T {
-    let (config, adapter) = (common::train_config(), common::adapter_config());
-    let temporary = tempfile::tempdir().expect("a temporary directory");
-    let dir = RunDir::open(temporary.path()).expect("an empty directory");
-    let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).expect("the CPU is always there");
-    let job = Job { config: &config, adapter: &adapter, seed: 1, dir: &dir, ctx: &ctx, fingerprint: String::new() };
-    then(&mut Session::new(&job, base).expect("the targets are there"))
-}
-
 /// Writes `DIR/base` and `DIR/adapter`.
 fn export(base: AnyVlm, dir: &Path) {
     base.save(&dir.join("base"), &SaveOptions::default()).expect("a writable directory");
-    with_session(base, |session| {
+    common::with_session(base, |session| {
         let adapter = common::adapter_config();
         let info = peft::AdapterInfo { config: &adapter, base: "base", signature: &Value::Null, notes: &[] };
         let towers = session.model.towers();
@@ -95,7 +83,7 @@ fn measure(session: &mut Session<'_, AnyVlm>, device: &Device, steps: usize, bat
         session.state.step += 1;
         losses.push(report.loss);
     }
-    let training_peak = common::peak_memory();
+    let training_peak = peak_memory();
     let first = times.remove(0);
     let median = median(&times);
     let answered: Vec<f64> = (0..batches).map(|_| answer(&session.model, device)).collect();
@@ -127,4 +115,11 @@ fn median(values: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
     f64::midpoint(low, high)
+}
+
+/// Peak resident memory of this process, bytes; 0 where the system does not tell.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or_default() * 1024
 }

@@ -6,13 +6,20 @@
 use burn::tensor::Device;
 use medtune::{
     adapter::AdapterConfig,
+    device::DeviceSpec,
     loader::{Position, StepRows},
     models::{
         AnyVlm,
         llava_med::{LlavaMed, LlavaMedConfig},
     },
     nn::vit::ClipVisionConfig,
-    train::{SchedulerType, TowerMode, TrainConfig},
+    progress::Progress,
+    run_dir::RunDir,
+    stage::Ctx,
+    train::{
+        SchedulerType, TowerMode, TrainConfig,
+        trainer::{Job, Session},
+    },
     vlm::{Batch, Encoded, PaddingSide},
     weights::init_random,
 };
@@ -103,9 +110,12 @@ pub(crate) fn step_rows(index: usize) -> StepRows {
     StepRows { micro_batches: vec![batch], next: Position::default() }
 }
 
-/// Peak resident memory of this process, bytes; 0 where the system does not tell.
-pub(crate) fn peak_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or_default() * 1024
+/// A training in progress on `base`, which is without autodiff.
+pub(crate) fn with_session<T>(base: AnyVlm, then: impl FnOnce(&mut Session<'_, AnyVlm>) -> T) -> T {
+    let (config, adapter) = (common::train_config(), common::adapter_config());
+    let temporary = tempfile::tempdir().expect("a temporary directory");
+    let dir = RunDir::open(temporary.path()).expect("an empty directory");
+    let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).expect("the CPU is always there");
+    let job = Job { config: &config, adapter: &adapter, seed: 1, dir: &dir, ctx: &ctx, fingerprint: String::new() };
+    then(&mut Session::new(&job, base).expect("the targets are there"))
 }

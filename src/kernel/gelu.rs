@@ -1,4 +1,5 @@
-//! GELU with the error function: `x * (1 + erf(x / sqrt(2))) / 2`, the activation of BERT.
+//! Gaussian error linear units: with the error function, as in BERT and InternViT, and with the sigmoid of `1.702 x` in
+//! its place, as in OpenAI's CLIP.
 
 use burn::{
     backend::{
@@ -19,66 +20,97 @@ use rayon::prelude::*;
 
 use super::flex::{self, CHUNK, vectorized};
 
+const SLOPE: f32 = 1.702;
+
+/// By what the input is multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// `(1 + erf(x / sqrt(2))) / 2`
+    Normal,
+    /// `sigmoid(1.702 x)`
+    Sigmoid,
+}
+
 /// `x * (1 + erf(x / sqrt(2))) / 2`.
 ///
 /// # Shapes
 /// any -> same
 #[must_use]
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    Tensor::from_dispatch(Dispatch::erf_gelu(x.into_dispatch()))
+    Tensor::from_dispatch(Dispatch::gated(x.into_dispatch(), Gate::Normal))
+}
+
+/// `x * sigmoid(1.702 x)`.
+///
+/// # Shapes
+/// any -> same
+#[must_use]
+pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::gated(x.into_dispatch(), Gate::Sigmoid))
 }
 
 /// The operation and its gradient.
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
 pub trait GeluOps: Backend {
-    /// `x * (1 + erf(x / sqrt(2))) / 2`.
+    /// `x` times its gate.
     #[fusion(default)]
-    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        forward::<Self>(x)
+    fn gated(x: FloatTensor<Self>, gate: Gate) -> FloatTensor<Self> {
+        forward::<Self>(x, gate)
     }
 
     /// Gradient of `x`.
     #[fusion(default)]
-    fn erf_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        backward::<Self>(x, grad)
+    fn gated_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>, gate: Gate) -> FloatTensor<Self> {
+        backward::<Self>(x, grad, gate)
     }
 }
 
 #[cfg(feature = "gpu")]
 impl GeluOps for burn_cubecl::CubeBackend {}
 
-fn forward<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    B::gelu(x)
+fn forward<B: Backend>(x: FloatTensor<B>, gate: Gate) -> FloatTensor<B> {
+    match gate {
+        Gate::Normal => B::gelu(x),
+        Gate::Sigmoid => B::float_mul(x.clone(), B::sigmoid(B::float_mul_scalar(x, SLOPE.into()))),
+    }
 }
 
-fn backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-    B::gelu_backward(x, grad)
+fn backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>, gate: Gate) -> FloatTensor<B> {
+    if gate == Gate::Normal {
+        return B::gelu_backward(x, grad);
+    }
+    let scaled = B::float_mul_scalar(x, SLOPE.into());
+    let sigmoid = B::sigmoid(scaled.clone());
+    let one_minus = B::float_add_scalar(B::float_neg(sigmoid.clone()), 1f32.into());
+    let slope = B::float_add_scalar(B::float_mul(scaled, one_minus), 1f32.into());
+    B::float_mul(grad, B::float_mul(sigmoid, slope))
 }
 
+/// The input and its gate.
 #[derive(Debug)]
 struct GeluBackward;
 
 impl<B: GeluOps> Backward<B, 1> for GeluBackward {
-    type State = NodeId;
+    type State = (NodeId, Gate);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let [node] = ops.parents;
+        let ([node], (x, gate)) = (ops.parents, ops.state);
         let grad = grads.consume::<B>(&ops.node);
-        let x = checkpointer.retrieve_node_output(ops.state);
+        let x = checkpointer.retrieve_node_output(x);
         if let Some(node) = node {
-            grads.register::<B>(node.id, B::erf_gelu_backward(x, grad));
+            grads.register::<B>(node.id, B::gated_backward(x, grad, gate));
         }
     }
 }
 
 impl<B: GeluOps, C: CheckpointStrategy> GeluOps for Autodiff<B, C> {
-    fn erf_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gated(x: FloatTensor<Self>, gate: Gate) -> FloatTensor<Self> {
         match GeluBackward.prepare::<C>([x.node()]).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
-                let state = prep.checkpoint(&x);
-                prep.finish(state, B::erf_gelu(x.into_primitive()))
+                let saved = prep.checkpoint(&x);
+                prep.finish((saved, gate), B::gated(x.into_primitive(), gate))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::erf_gelu(x.into_primitive())),
+            OpsKind::UnTracked(prep) => prep.finish(B::gated(x.into_primitive(), gate)),
         }
     }
 }
@@ -97,45 +129,53 @@ fn normal_cdf<const FMA: bool>(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn forward_chunk<const FMA: bool>(x: &[f32], out: &mut [f32]) {
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = x * normal_cdf::<FMA>(x);
+fn forward_chunk<const FMA: bool>(x: &[f32], out: &mut [f32], gate: Gate) {
+    match gate {
+        Gate::Normal => out.iter_mut().zip(x).for_each(|(out, &x)| *out = x * normal_cdf::<FMA>(x)),
+        Gate::Sigmoid => out.iter_mut().zip(x).for_each(|(out, &x)| *out = x / (1.0 + flex::exp::<FMA>(-SLOPE * x))),
     }
 }
 
 #[inline(always)]
-fn backward_chunk<const FMA: bool>(x: &[f32], grad: &[f32], out: &mut [f32]) {
+fn backward_chunk<const FMA: bool>(x: &[f32], grad: &[f32], out: &mut [f32], gate: Gate) {
     /// `1 / sqrt(2 pi)`
     const DENSITY: f32 = 0.398_942_3;
-    for ((out, &x), &grad) in out.iter_mut().zip(x).zip(grad) {
-        let density = DENSITY * flex::exp::<FMA>(-0.5 * x * x);
-        *out = grad * flex::mul_add::<FMA>(x, density, normal_cdf::<FMA>(x));
+    let cells = out.iter_mut().zip(x).zip(grad);
+    match gate {
+        Gate::Normal => cells.for_each(|((out, &x), &grad)| {
+            let density = DENSITY * flex::exp::<FMA>(-0.5 * x * x);
+            *out = grad * flex::mul_add::<FMA>(x, density, normal_cdf::<FMA>(x));
+        }),
+        Gate::Sigmoid => cells.for_each(|((out, &x), &grad)| {
+            let sigmoid = 1.0 / (1.0 + flex::exp::<FMA>(-SLOPE * x));
+            *out = grad * sigmoid * (1.0 + SLOPE * x * (1.0 - sigmoid));
+        }),
     }
 }
 
 impl GeluOps for Flex {
-    fn erf_gelu(x: FlexTensor) -> FlexTensor {
+    fn gated(x: FlexTensor, gate: Gate) -> FlexTensor {
         if !flex::applies(&[&x]) {
-            return forward::<Self>(x);
+            return forward::<Self>(x, gate);
         }
         let x = x.to_contiguous();
         let mut out = vec![0f32; flex::slice(&x).len()];
         out.par_chunks_mut(CHUNK)
             .zip(flex::slice(&x).par_chunks(CHUNK))
-            .for_each(|(out, x)| vectorized!(forward_chunk(x, out)));
+            .for_each(|(out, x)| vectorized!(forward_chunk(x, out, gate)));
         flex::tensor(out, x.layout().shape().clone())
     }
 
-    fn erf_gelu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    fn gated_backward(x: FlexTensor, grad: FlexTensor, gate: Gate) -> FlexTensor {
         if !flex::applies(&[&x, &grad]) {
-            return backward::<Self>(x, grad);
+            return backward::<Self>(x, grad, gate);
         }
         let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
         let mut out = vec![0f32; flex::slice(&x).len()];
         out.par_chunks_mut(CHUNK)
             .zip(flex::slice(&x).par_chunks(CHUNK))
             .zip(flex::slice(&grad).par_chunks(CHUNK))
-            .for_each(|((out, x), grad)| vectorized!(backward_chunk(x, grad, out)));
+            .for_each(|((out, x), grad)| vectorized!(backward_chunk(x, grad, out, gate)));
         flex::tensor(out, x.layout().shape().clone())
     }
 }
@@ -149,20 +189,26 @@ mod tests {
         *,
     };
 
-    #[test]
-    fn fused_equals_composed() {
+    fn check(fused: fn(Tensor<2>) -> Tensor<2>, composed: fn(Tensor<2>) -> Tensor<2>) {
         let device = Device::flex().autodiff();
-        let run = |op: fn(Tensor<2>) -> Tensor<2>, transposed: bool| {
+        let run = |op: fn(Tensor<2>) -> Tensor<2>, transposed: bool, expanded: bool| {
             let (x, weight) = (values([129, 300], 0, &device).require_grad(), values([129, 300], 1, &device));
             let out = if transposed { op(x.clone().transpose()).transpose() } else { op(x.clone()) };
-            let mut grads = (out.clone() * weight).sum().backward();
+            let loss = if expanded { out.clone() } else { out.clone() * weight };
+            let mut grads = loss.sum().backward();
             (out.without_autodiff(), x.grad_remove(&mut grads).expect("tracked"))
         };
-        for transposed in [false, true] {
-            let (found, expected) = (run(gelu, transposed), run(activation::gelu, transposed));
+        for (transposed, expanded) in [(false, false), (true, false), (false, true)] {
+            let (found, expected) = (run(fused, transposed, expanded), run(composed, transposed, expanded));
             assert!(difference(found.0, expected.0) < 1e-6);
             assert!(difference(found.1, expected.1) < 1e-6);
         }
+    }
+
+    #[test]
+    fn both_equal_their_composed_forms() {
+        check(gelu, activation::gelu);
+        check(quick_gelu, |x| x.clone() * activation::sigmoid(x.mul_scalar(SLOPE)));
     }
 
     #[test]

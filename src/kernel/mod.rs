@@ -3,7 +3,8 @@
 //! Each is a backend extension with three parts: a default made of Burn's own operations (what every backend can run,
 //! and what Burn's fusion merges on GPUs), one gradient rule, and an implementation for the Flex backend in which one
 //! pass over memory does the work of many, on all cores and with the widest vectors of the processor. Flex runs
-//! elementwise operations on one core with a scalar `exp`, and autodiff breaks softmax and norms into pieces.
+//! elementwise operations on one core with a scalar `exp`, and autodiff breaks softmax and norms into pieces. Products
+//! of matrices have an implementation of their own as well (`gemm.rs`, which says why).
 //!
 //! `MEDTUNE_KERNELS=composed` switches the Flex implementations off, to tell a kernel's fault from another.
 
@@ -15,7 +16,6 @@ mod gemm;
 pub mod linear;
 pub mod norm;
 pub mod pull_back;
-pub mod quick_gelu;
 pub mod rope;
 pub mod softmax;
 pub mod swiglu;

@@ -14,7 +14,7 @@ use super::{
     norm::LayerNorm,
     parameter,
 };
-use crate::kernel::quick_gelu::quick_gelu;
+use crate::kernel::gelu::quick_gelu;
 
 /// `CLIPVisionConfig`; defaults are those of transformers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
