@@ -112,7 +112,7 @@ pub(crate) fn step_rows(index: usize) -> StepRows {
 
 /// A training in progress on `base`, which is without autodiff.
 pub(crate) fn with_session<T>(base: AnyVlm, then: impl FnOnce(&mut Session<'_, AnyVlm>) -> T) -> T {
-    let (config, adapter) = (common::train_config(), common::adapter_config());
+    let (config, adapter) = (train_config(), adapter_config());
     let temporary = tempfile::tempdir().expect("a temporary directory");
     let dir = RunDir::open(temporary.path()).expect("an empty directory");
     let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).expect("the CPU is always there");

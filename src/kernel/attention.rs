@@ -325,10 +325,11 @@ impl Problem {
         scores.resize(block.keys() * block.count, 0.0);
         multiply_here(self.rows(&self.k, block), self.queries(block).transposed(), 1.0, scores, block.count, false);
         let mut ranges = [[0u32; BLOCK]; 2];
-        for i in 0..block.count {
+        let [firsts, lasts] = &mut ranges;
+        for (i, (start, end)) in firsts.iter_mut().zip(lasts).enumerate().take(block.count) {
             let [first, last] = self.range(block.row, if self.single() { 0 } else { block.query + i });
-            ranges[0][i] = first.saturating_sub(block.first) as u32;
-            ranges[1][i] = last.saturating_sub(block.first) as u32;
+            *start = first.saturating_sub(block.first) as u32;
+            *end = last.saturating_sub(block.first) as u32;
         }
         let mut sums = [0f32; BLOCK];
         vectorized!(softmax_columns(scores, block.count, &ranges, self.scale, &mut sums));
