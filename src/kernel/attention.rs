@@ -606,5 +606,16 @@ mod tests {
         let values = |t: &Tensor<4>| t.clone().into_data().try_to_vec::<f32>().unwrap();
         assert!(found.iter().all(|t| values(t).iter().all(|x| x.is_finite())));
         assert!(values(&found[1])[..32].iter().all(|x| *x == 0.0));
+        // a whole block of them, as padding on the left makes
+        let ranges: Vec<[i32; 2]> = (0..2 * BLOCK as i32).map(|i| if i < 70 { [0, 0] } else { [70, i + 1] }).collect();
+        let seen = tensor(&ranges, 2 * BLOCK);
+        let found = run(
+            |[q, k, v], scale| attention(q, k, v, seen.clone(), scale),
+            [1, 2 * BLOCK, 2, 1, 2 * BLOCK, 16],
+            false,
+            false,
+        );
+        assert!(found.iter().all(|t| values(t).iter().all(|x| x.is_finite())));
+        assert!(values(&found[0])[..70 * 32].iter().all(|x| *x == 0.0));
     }
 }

@@ -179,7 +179,7 @@ struct Out {
 
 impl Out {
     fn of(out: &mut [f32], row: usize, rows: usize, columns: usize) -> Self {
-        let last = rows.saturating_sub(1) * row + columns;
+        let last = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row + columns };
         assert!(last <= out.len() && (rows <= 1 || columns <= row), "a result lies within its storage");
         Self { start: out.as_mut_ptr(), row, rows, columns }
     }
