@@ -116,6 +116,15 @@ pub(crate) fn with_session<T>(base: AnyVlm, then: impl FnOnce(&mut Session<'_, A
     let temporary = tempfile::tempdir().expect("a temporary directory");
     let dir = RunDir::open(temporary.path()).expect("an empty directory");
     let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).expect("the CPU is always there");
-    let job = Job { config: &config, adapter: &adapter, seed: 1, dir: &dir, ctx: &ctx, fingerprint: String::new() };
+    let job = Job {
+        config: &config,
+        adapter: &adapter,
+        seed: 1,
+        dir: &dir,
+        ctx: &ctx,
+        fingerprint: String::new(),
+        pages: None,
+        log: Default::default(),
+    };
     then(&mut Session::new(&job, base).expect("the targets are there"))
 }
