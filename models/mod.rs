@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    adapter::Quantization,
     error::{Error, Kind, Result},
     nn::{
         attention::Columns,
@@ -54,6 +55,9 @@ pub struct ModelConfig {
     /// checkpoint, except that the CPU holds a checkpoint of less than 2 GB in float32. What is trained in full is
     /// always float32 in memory.
     pub dtype: Dtype,
+    /// How the frozen linear modules of the language model are held: `none` (as they are), `int8`, `nf4` or
+    /// `nf4_double`, in blocks of 64. They are packed when they are loaded, and one panel at a time is dense.
+    pub quantization: Quantization,
     /// Behaviour of the originals that harms, for reproducing their numbers.
     pub compat: Compat,
 }
@@ -89,6 +93,7 @@ impl Default for ModelConfig {
             preset: TINY.into(),
             vision_tower: None,
             dtype: Dtype::Auto,
+            quantization: Quantization::None,
             compat: Compat::default(),
         }
     }
@@ -459,7 +464,10 @@ impl Vlm for AnyVlm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::target::{linears, select};
+    use crate::adapter::{
+        AdapterConfig,
+        target::{linears, select},
+    };
 
     #[test]
     fn the_registry_has_every_folder_and_every_preset_builds_without_memory() {
@@ -511,7 +519,8 @@ mod tests {
             let (model, _) = (def.empty)(preset.name, &device).unwrap();
             let patterns: Vec<String> = preset.lora_targets.iter().map(ToString::to_string).collect();
             let found = select(&patterns, &linears(&model, model.towers()), |tower| tower == "language").unwrap();
-            assert_eq!((found.modules.len(), found.parameters(r)), (modules, parameters), "{family}");
+            let config = AdapterConfig { r, ..AdapterConfig::default() };
+            assert_eq!((found.modules.len(), found.parameters(&config).unwrap()), (modules, parameters), "{family}");
         }
     }
 

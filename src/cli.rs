@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     ablate::Axis,
+    adapter::{Quantization, peft::AdapterRef},
     device::DeviceSpec,
     export::{Format, View},
     fit::Size,
@@ -41,7 +42,7 @@ pub struct Global {
     /// Show no progress; results and errors are still printed
     #[arg(long, short, global = true, help_heading = "Everywhere")]
     pub quiet: bool,
-    /// Where tensors live: cpu, wgpu[:i], vulkan[:i] or cuda[:i]; `medtune devices` lists them
+    /// Where tensors live: cpu, wgpu[:i], vulkan[:i], cuda[:i], or auto for the best; `medtune devices` lists them
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Everywhere")]
     pub device: DeviceSpec,
 }
@@ -54,15 +55,9 @@ pub struct RecipeArgs {
     /// Run directory [default: run/<recipe name>]
     #[arg(long, short, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Override a value, for example --set train.learning_rate=1e-4; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Hard limit on what language-model servers may cost, in US dollars; short for --set llm.max_usd=USD
-    #[arg(long, value_name = "USD")]
-    pub max_usd: Option<f64>,
-    /// Hard limit on requests to language-model servers; short for --set llm.max_requests=N
-    #[arg(long, value_name = "N")]
-    pub max_requests: Option<u64>,
+    /// Changes of the recipe.
+    #[command(flatten)]
+    pub changes: Overrides,
     /// Make training fit into this much memory, for example 20GiB: gives up as little as it must, and says what
     #[arg(long, value_name = "SIZE")]
     pub fit: Option<Size>,
@@ -72,6 +67,28 @@ impl RecipeArgs {
     /// All overrides, those that have a flag of their own included.
     #[must_use]
     pub fn overrides(&self) -> Vec<String> {
+        self.changes.all()
+    }
+}
+
+/// Changes of a recipe.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Overrides {
+    /// Override a value, for example --set train.learning_rate=1e-4; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Hard limit on what language-model servers may cost, in US dollars; short for --set llm.max_usd=USD
+    #[arg(long, value_name = "USD")]
+    pub max_usd: Option<f64>,
+    /// Hard limit on requests to language-model servers; short for --set llm.max_requests=N
+    #[arg(long, value_name = "N")]
+    pub max_requests: Option<u64>,
+}
+
+impl Overrides {
+    /// All of them, those that have a flag of their own included.
+    #[must_use]
+    pub fn all(&self) -> Vec<String> {
         let usd = self.max_usd.map(|n| format!("llm.max_usd={n}"));
         let requests = self.max_requests.map(|n| format!("llm.max_requests={n}"));
         self.set.iter().cloned().chain(usd).chain(requests).collect()
@@ -96,15 +113,28 @@ pub struct ScoreArgs {
     /// Judge replies for these answers (field result), for example of an earlier evaluation; may be repeated
     #[arg(long, value_name = "FILE")]
     pub replies: Vec<PathBuf>,
+    /// Ask the judge of this recipe, for example medhalltune, about the answers that have no reply; --set and the limits
+    /// are for it
+    #[arg(long, value_name = "RECIPE")]
+    pub judge: Option<String>,
+    /// Changes of the judge's recipe.
+    #[command(flatten)]
+    pub changes: Overrides,
     /// Text metrics; by default all that need no model
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub metrics: Vec<String>,
+    /// Published rules to apply beside our own: llava-med, medevalkit, omnimedvqa, pmc-vqa; by default all
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub compat: Vec<String>,
     /// Directory of the encoder for BERTScore, or its name on the hub
     #[arg(long, value_name = "DIR")]
     pub bertscore_model: Option<String>,
     /// Layer of the encoder that BERTScore compares [default: bert_score's choice for the model]
     #[arg(long, value_name = "N")]
     pub bertscore_layer: Option<usize>,
+    /// Weigh tokens of BERTScore by their rarity among the references
+    #[arg(long)]
+    pub bertscore_idf: bool,
     /// Rescale BERTScore by the model's file of bert_score/rescale_baseline
     #[arg(long, value_name = "FILE")]
     pub bertscore_baseline: Option<PathBuf>,
@@ -295,6 +325,16 @@ pub enum Verb {
     },
     /// List devices, compiled in or not
     Devices,
+    /// Check that a device computes a model right: logits, loss, gradients and ten training steps, beside the CPU
+    ///
+    /// Exit code 1 if anything differs by more than the limit for this kind of device.
+    #[command(
+        after_help = "Examples:\n  medtune verify embedded:phantom --device wgpu\n  medtune verify path/to/checkpoint --device cuda:0 --json"
+    )]
+    Verify(VerifyArgs),
+    /// Open a device, ask it and check it against known answers; run by the program itself, in a process of its own
+    #[command(name = crate::device::trust::VERB, hide = true)]
+    ProbeDevice,
     /// Check that this machine and this build can work
     Doctor {
         /// Directory that must be writable
@@ -371,6 +411,26 @@ pub struct CheckpointArgs {
     /// Type in which the weights are held; auto is that of the checkpoint, or float32 for a small one on the CPU
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: Dtype,
+    /// Holds the linear modules of the language model in few bits; what is merged then is merged into these values
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub quantization: Quantization,
+}
+
+/// What `verify` takes.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// Checkpoint directory in Hugging Face layout, or embedded:phantom for the three that are compiled in
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Directory with other weights for the vision tower
+    #[arg(long, value_name = "DIR")]
+    pub vision_tower: Option<PathBuf>,
+    /// Type in which the weights are held
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub dtype: Dtype,
+    /// Markdown file whose line for this model and device is written anew
+    #[arg(long, value_name = "FILE")]
+    pub matrix: Option<PathBuf>,
 }
 
 /// How `mock-llm` behaves.
@@ -423,9 +483,9 @@ pub struct GenerateArgs {
     /// The model.
     #[command(flatten)]
     pub checkpoint: CheckpointArgs,
-    /// Adapter directory in PEFT layout
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// Adapter directory in PEFT layout, with a weight if it is not to count in full; repeat to add several
+    #[arg(long, value_name = "DIR[:WEIGHT]")]
+    pub adapter: Vec<AdapterRef>,
     /// Image file; repeat for several images, leave out for none
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
@@ -452,9 +512,9 @@ pub struct MergeArgs {
     /// The model the adapter was trained on.
     #[command(flatten)]
     pub checkpoint: CheckpointArgs,
-    /// Adapter directory in PEFT layout
-    #[arg(long, value_name = "DIR")]
-    pub adapter: PathBuf,
+    /// Adapter directory in PEFT layout, with a weight if it is not to count in full; repeat to add several
+    #[arg(long, value_name = "DIR[:WEIGHT]", required = true)]
+    pub adapter: Vec<AdapterRef>,
     /// Directory for the merged checkpoint
     #[arg(long, short, value_name = "DIR")]
     pub out: PathBuf,
@@ -465,15 +525,19 @@ pub struct MergeArgs {
 pub struct ExportArgs {
     /// Checkpoint directory or run directory
     pub dir: PathBuf,
-    /// Adapter directory in PEFT layout [default: that of the run]
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// Adapter directory in PEFT layout, with a weight if it is not to count in full; repeat to add several [default:
+    /// that of the run]
+    #[arg(long, value_name = "DIR[:WEIGHT]")]
+    pub adapter: Vec<AdapterRef>,
     /// Directory with other weights for the vision tower
     #[arg(long, value_name = "DIR")]
     pub vision_tower: Option<PathBuf>,
     /// Type in the written files; auto is that of the checkpoint, or that in which an adapter was folded in
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: Dtype,
+    /// Holds the linear modules of the language model in few bits, and writes the values that they have so
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub quantization: Quantization,
     /// Largest file, in GB
     #[arg(long, default_value_t = 5.0, value_name = "GB")]
     pub max_shard_size: f64,

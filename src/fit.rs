@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::Serialize;
 
 use crate::{
-    device::DeviceSpec,
+    device::{DeviceSpec, policy::LARGE},
     error::{Error, Kind, Result},
     models::{self, AnyVlm, ModelDef},
     nn::visit::named_params,
@@ -16,7 +16,7 @@ use crate::{
         memory::{Held, Load, Machine, Memory, account},
     },
     vlm::Vlm,
-    weights::{Checkpoint, LARGE, Layout},
+    weights::{Checkpoint, Layout},
 };
 
 /// An amount of memory as a user writes it: `20GiB`, `8GB`, `512MiB`, or bytes.

@@ -46,6 +46,7 @@ pub mod stage;
 pub mod statistics;
 pub mod text;
 pub mod train;
+pub mod verify;
 pub mod vlm;
 pub mod weights;
 

@@ -113,6 +113,7 @@ impl Manifest {
             ("data", "data.path", plan.data.path.as_deref()),
             ("model", "model.checkpoint", plan.model.checkpoint.as_deref()),
             ("model", "model.vision_tower", plan.model.vision_tower.as_deref()),
+            ("adapter", "adapter.adapter_name_or_path", plan.adapter.adapter_name_or_path.as_deref()),
             ("train", "train.preference_data", plan.train.preference_data.as_deref()),
             ("judge", "judge.prompt", plan.judge.prompt.as_deref()),
             ("judge", "judge.anchor_file", plan.judge.anchor_file.as_deref()),

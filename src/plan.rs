@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    adapter::AdapterConfig,
+    adapter::{AdapterConfig, Quantization},
     config::{Config, Document, Origin, Setting, to_toml},
     error::{Error, Kind, Result},
     generate::GenerateConfig,
@@ -19,7 +19,7 @@ use crate::{
     registry,
     source::DataConfig,
     stage::eval::EvalConfig,
-    train::{TrainConfig, log::LogConfig},
+    train::{TowerMode, TrainConfig, log::LogConfig},
 };
 
 /// A resolved recipe: every value a run depends on, except the device and the output directory.
@@ -210,6 +210,9 @@ impl Plan {
                 known(&mut add, "model.preset", &self.model.preset, family.presets.iter().map(|p| p.name));
             }
             Ok(_) => {}
+        }
+        if self.model.quantization != Quantization::None && self.train.language == TowerMode::Full {
+            add("model.quantization", "holds frozen weights, and train.language = \"full\" trains them".into());
         }
         // Sentences that begin with the key they are about.
         for sentence in self.adapter.problems().into_iter().chain(self.train.problems()).chain(self.llm.problems()) {

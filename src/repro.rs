@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// Keys of values that a clock decides.
-const TIMED: [&str; 7] =
-    ["seconds", "tokens_per_second", "latency_ms", "elapsed", "created", "generated_at", "sent_ms"];
+const TIMED: [&str; 8] =
+    ["seconds", "tokens_per_second", "latency_ms", "elapsed", "created", "generated_at", "sent_ms", "modified"];
 
 /// Written where a run has no such file or input.
 const ABSENT: &str = "absent";
@@ -117,12 +117,12 @@ fn file_content(run: &Path, file: &PathBuf) -> Result<String> {
         Some("json") => false,
         Some("html" | "md") => {
             let text = fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
-            return Ok(sha256_bytes(placeless(run, &text).as_bytes()));
+            return Ok(sha256_bytes(hashless(run, placeless(run, &text))?.as_bytes()));
         }
         _ => return sha256(file),
     };
     let text = fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
-    let text = placeless(run, &text);
+    let text = hashless(run, placeless(run, &text))?;
     let timeless = |text: &str| match serde_json::from_str::<Value>(text) {
         Ok(value) => without_times(value).to_string(),
         Err(_) => text.to_string(),
@@ -135,12 +135,28 @@ fn placeless(run: &Path, text: &str) -> String {
     let mut text = text.to_string();
     // The longer form first: it may begin with the shorter one.
     for place in [fs::canonicalize(run).unwrap_or_default(), run.to_path_buf()] {
-        let place = place.display().to_string();
-        if place.len() > 1 {
-            text = text.replace(&place, "RUN");
+        let place = format!("{}/", place.display());
+        if place.len() > 2 {
+            text = text.replace(&place, "RUN/");
         }
     }
     text
+}
+
+/// `text` without the hashes that the report gives of the run's files: those files have places and times in them, and are
+/// compared by themselves.
+fn hashless(run: &Path, mut text: String) -> Result<String> {
+    let report = run.join("report.json");
+    if !report.exists() {
+        return Ok(text);
+    }
+    let report: Value = read_json(&report)?;
+    for pair in report["files"].as_array().into_iter().flatten() {
+        if let (Some(name), Some(hash)) = (pair[0].as_str(), pair[1].as_str()) {
+            text = text.replace(hash, name);
+        }
+    }
+    Ok(text)
 }
 
 fn without_times(value: Value) -> Value {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    device::guard::guard,
     error::{Error, Kind, Result},
     manifest::{self, Manifest},
     plan::Resolved,
@@ -89,7 +90,7 @@ fn step(
     }
     records.start(stage, plan, run, ctx)?;
     let started = Instant::now();
-    let summary = (stage.run)(plan, run, ctx)?;
+    let summary = guard(&ctx.device_spec, || None, || (stage.run)(plan, run, ctx))?;
     let seconds = started.elapsed().as_secs_f64();
     // Indented names are details of the line above; whoever runs the stage alone sees them.
     let main = summary.lines.iter().filter(|(name, _)| !name.starts_with(' '));

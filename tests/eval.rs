@@ -9,9 +9,10 @@ use medtune::{
     plan::Plan,
     progress::Progress,
     run_dir::RunDir,
-    sample::{ImageRef, Role, Sample, Split, Turn},
+    sample::{AnswerType, ImageRef, Role, Sample, Split, Turn},
     stage::{
         Ctx,
+        choices::{ChoiceAnswer, ChoiceScoring},
         controls::{Control, ControlAnswer},
         encode::base_dir,
         eval,
@@ -98,6 +99,64 @@ fn no_family_s_answers_depend_on_the_batch_with_or_without_image_controls() {
         let answers: Vec<eval::Answer> =
             String::from_utf8(one.0).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert!(answers.iter().any(|a| !a.answer.is_empty()), "{}", family.name);
+    }
+}
+
+/// Multiple-choice rows of a few options each.
+fn choice_rows(dir: &Path) -> Vec<Sample> {
+    let options = ["A nodule", "Pleural effusion", "A fracture of the third rib", "Nothing"];
+    let mut rows = rows(dir);
+    for (i, row) in rows.iter_mut().enumerate() {
+        row.options = options[..2 + i % 3].iter().map(|o| (*o).to_string()).collect();
+        row.turns[1].text = row.options[i % row.options.len()].clone();
+        row.answer_type = Some(AnswerType::Mcq);
+    }
+    rows.last_mut().unwrap().options.clear();
+    rows
+}
+
+/// Beside its replies, a model's likelihoods: for every row with options, of either model, whatever the batch and after
+/// an interruption; the option is the one that the losses say.
+#[test]
+fn options_are_scored_by_likelihood_beside_the_reply() {
+    let temporary = tempfile::tempdir().unwrap();
+    let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
+    let rows = choice_rows(temporary.path());
+    for family in MODELS {
+        let dir = RunDir::open(temporary.path().join(family.name)).unwrap();
+        let other = RunDir::open(temporary.path().join(format!("{}-tuned", family.name))).unwrap();
+        dir.write_jsonl("kept.jsonl", &rows).unwrap();
+        other.write_jsonl("kept.jsonl", &rows).unwrap();
+        let mut plan = plan(1);
+        plan.model.name = family.name.into();
+        plan.generate.max_new_tokens = 4;
+        copy(&base_dir(&Plan { seed: 2, ..plan.clone() }, &other).unwrap(), &dir.path("model"));
+        eval::run(&plan, &dir, &ctx).unwrap();
+        assert!(!dir.path("choices.jsonl").exists(), "nobody asked for them");
+        plan.eval.choice = ChoiceScoring::Likelihood;
+        plan.generate.batch_size = 3;
+        eval::run(&plan, &dir, &ctx).unwrap();
+        let first: Vec<ChoiceAnswer> = dir.read_jsonl("choices.jsonl").unwrap();
+        let test: Vec<&Sample> = rows.iter().filter(|s| s.split == Split::Test && !s.options.is_empty()).collect();
+        assert_eq!(first.len(), 2 * test.len());
+        for (choice, row) in first.iter().zip(test.iter().chain(&test)) {
+            assert_eq!((&choice.id, choice.losses.len()), (&row.id, row.options.len()));
+            assert!(choice.losses.iter().all(|l| *l >= choice.losses[choice.chosen] && *l > 0.0), "{choice:?}");
+            assert_eq!(choice.correct, row.right_option() == Some(choice.chosen));
+        }
+        assert!(first[..test.len()].iter().zip(&first[test.len()..]).any(|(a, b)| a.losses != b.losses), "two models");
+        let bytes = fs::read(dir.path("choices.jsonl")).unwrap();
+        let cut = bytes.len() * 2 / 3;
+        fs::write(dir.path("choices.jsonl"), &bytes[..cut]).unwrap();
+        eval::run(&plan, &dir, &ctx).unwrap();
+        assert!(fs::read(dir.path("choices.jsonl")).unwrap() == bytes, "an interrupted run ends differently");
+        plan.generate.batch_size = 16;
+        dir.remove("choices.jsonl").unwrap();
+        eval::run(&plan, &dir, &ctx).unwrap();
+        let again: Vec<ChoiceAnswer> = dir.read_jsonl("choices.jsonl").unwrap();
+        let near =
+            |a: &ChoiceAnswer, b: &ChoiceAnswer| a.losses.iter().zip(&b.losses).all(|(a, b)| (a - b).abs() < 1e-4);
+        assert!(first.iter().zip(&again).all(|(a, b)| a.chosen == b.chosen && near(a, b)), "{}", family.name);
     }
 }
 

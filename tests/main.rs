@@ -6,6 +6,7 @@ mod ablate;
 mod batching;
 mod cli;
 mod datasets;
+mod device;
 mod dicom;
 mod eval;
 mod export;

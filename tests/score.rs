@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use medtune::{
     device::DeviceSpec,
+    llm::mock::{MockConfig, MockServer},
     metric::text::TextMetricOptions,
+    plan::Resolved,
     progress::Progress,
     run_dir::RunDir,
     score::{
@@ -30,8 +32,10 @@ fn options(dir: &Path, predictions: &[&str], references: &[&str]) -> Options {
         references: paths(references),
         against: Vec::new(),
         replies: Vec::new(),
+        judge: None,
         part: None,
         metrics: Vec::new(),
+        compat: Vec::new(),
         text: TextMetricOptions::new(ctx().device),
         seed: 1,
     }
@@ -287,6 +291,117 @@ fn two_models_are_compared_on_the_rows_of_both() {
     }
     options.metrics = vec!["rogue".into()];
     assert!(run(&options, &dir.path().join("out")).unwrap_err().to_string().contains("unknown text metric"));
+}
+
+/// Answers without a reply are judged over a socket, each once, part by part; a reply that is there counts.
+#[test]
+fn a_judge_is_asked_about_what_has_no_reply() {
+    let dir = tempfile::tempdir().unwrap();
+    references(dir.path());
+    let rows = |suffix: &str, image: &str, answer: Option<&str>| -> Vec<Value> {
+        let row = |(i, q, right): &(&str, &str, &str)| {
+            let text = prediction(i.parse().unwrap(), image, &format!("{q}{suffix}"), answer.unwrap_or(right));
+            let mut row: Value = serde_json::from_str(&text).unwrap();
+            row["fig_caption"] = json!("A chest radiograph.");
+            row
+        };
+        POSITIVE.iter().map(row).collect()
+    };
+    let mut positive = rows("", "p.jpg", None);
+    positive[0]["result"] = json!("2 3 4 5\n\nAlready judged.");
+    write(dir.path(), "my_positive.jsonl", &positive);
+    write(
+        dir.path(),
+        "my_negative.jsonl",
+        &rows(" Of the pacemaker?", "n.jpg", Some("There is one in the left chest.")),
+    );
+    let script = "{\"match\": \"left kidney\", \"reply\": \"Who can say?\"}\n{\"match\": \"pacemaker\", \"reply\": \"3 4 5 2\\n\\nNot there.\"}\n{\"match\": \"\", \"reply\": \"9 8 7 10\\n\\nRight.\"}\n";
+    fs::write(dir.path().join("script.jsonl"), script).unwrap();
+    let script = Some(dir.path().join("script.jsonl"));
+    let server = MockServer::start(MockConfig { script, ..MockConfig::rehearsal("", 7).unwrap() }).unwrap();
+    let server_url = format!("llm.generate.base_url={}", server.base_url());
+    let overrides = [server_url, "llm.generate.auth=none".into(), "judge.retries=1".into()];
+    let plan = score::judge_plan("medhalltune", &overrides).unwrap();
+    let mut options =
+        options(dir.path(), &["my_positive.jsonl", "my_negative.jsonl"], &["val_positive.jsonl", "val_negative.jsonl"]);
+    options.judge = Some(Box::new(plan));
+    options.metrics = vec!["rouge1".into()];
+    let report = run(&options, &dir.path().join("out")).unwrap();
+    assert_eq!((report.scored, report.judge["scored"]), (8, 7));
+    assert_eq!(report.judge.values().sum::<usize>(), 8, "the reply without numbers is counted: {:?}", report.judge);
+    let accuracy = report.metrics.iter().find(|m| m.key == "clinical_accuracy").unwrap();
+    // A reply that came with its row, and two of three from the server.
+    assert_eq!(accuracy.estimates["positive"].value, Some((2.0 + 9.0 + 9.0) / 3.0));
+    assert_eq!((accuracy.estimates["positive"].n, accuracy.estimates["negative"].value), (3, Some(3.0)));
+    assert_eq!(report.judge_signature.as_ref().unwrap()["kind"], "llm");
+    // Seven answers, and one of them asked about twice.
+    assert_eq!(server.stats().paid, 8);
+    let again = run(&options, &dir.path().join("out")).unwrap();
+    assert_eq!((server.stats().paid, &again.metrics), (8, &report.metrics), "nothing is paid for twice");
+    let scores = fs::read_to_string(dir.path().join("out/scores.jsonl")).unwrap();
+    assert!(scores.contains("Who can say?") && scores.contains("Already judged."), "{scores}");
+
+    let rubric = Resolved::new("phantom", &[]).unwrap().plan;
+    options.judge = Some(Box::new(rubric));
+    let refused = run(&options, &dir.path().join("other")).unwrap_err().to_string();
+    assert!(refused.contains("asks no language model"), "{refused}");
+}
+
+/// Values of published rules are those of the rules; only those that were asked for are there.
+#[test]
+fn published_rules_stand_beside_our_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = [
+        json!({"question_id": 1, "answer": "a small nodule", "reference": "No", "answer_type": "CLOSED"}),
+        json!({"question_id": 2, "answer": "No, there is none.", "reference": "No", "answer_type": "CLOSED"}),
+        json!({"question_id": 3, "answer": "the the lung", "reference": "left lung", "answer_type": "OPEN"}),
+    ];
+    write(dir.path(), "mine.jsonl", &rows);
+    let mut options = options(dir.path(), &["mine.jsonl"], &[]);
+    options.metrics = vec!["rouge1".into()];
+    let all = run(&options, &dir.path().join("all")).unwrap();
+    assert_eq!(mean(&all, "closed_accuracy"), 0.5);
+    assert_eq!((mean(&all, "closed_accuracy_llava_med"), mean(&all, "closed_accuracy_medevalkit")), (1.0, 1.0));
+    options.compat = vec!["llava-med".into()];
+    let one = run(&options, &dir.path().join("all")).unwrap();
+    assert_eq!(one.taken_over, 0, "other rules, other rows");
+    let keys: Vec<&str> = one.metrics.iter().map(|m| m.key.as_str()).collect();
+    assert!(keys.contains(&"closed_accuracy_llava_med") && !keys.contains(&"closed_accuracy_medevalkit"), "{keys:?}");
+    options.compat = vec!["llava".into()];
+    let unknown = run(&options, &dir.path().join("all")).unwrap_err().to_string();
+    assert!(unknown.contains("llava-med, medevalkit, omnimedvqa, pmc-vqa"), "{unknown}");
+}
+
+/// Rarity is that among all references, so one more row changes the others, and rows are scored again.
+#[test]
+fn rare_tokens_weigh_more_among_all_references() {
+    let dir = tempfile::tempdir().unwrap();
+    let row =
+        |i: usize, answer: &str, reference: &str| json!({"question_id": i, "answer": answer, "reference": reference});
+    let mut rows = vec![row(1, "a cyst in the liver", "a cyst in the kidney"), row(2, "no fluid", "no fluid is seen")];
+    write(dir.path(), "mine.jsonl", &rows);
+    let mut options = options(dir.path(), &["mine.jsonl"], &[]);
+    options.metrics = vec!["bertscore".into()];
+    options.text.bertscore_model = Some(root("metrics").join("models/tiny_roberta").to_str().unwrap().into());
+    options.text.bertscore_layer = Some(3);
+    let first = |report: &ScoreReport, out: &Path| -> f64 {
+        assert!(report.metrics[0].signature.contains("model=roberta"), "{}", report.metrics[0].signature);
+        let text = fs::read_to_string(out.join("scores.jsonl")).unwrap();
+        let row: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        row["metrics"]["bertscore"].as_f64().unwrap()
+    };
+    let out = dir.path().join("out");
+    let plain = first(&run(&options, &out).unwrap(), &out);
+    options.text.bertscore_idf = true;
+    let report = run(&options, &out).unwrap();
+    let rare = first(&report, &out);
+    assert!(report.metrics[0].signature.contains("idf=over") && plain != rare, "{plain} {rare}");
+    assert_eq!(run(&options, &out).unwrap().taken_over, 2);
+    rows.push(row(3, "liver", "the liver"));
+    write(dir.path(), "mine.jsonl", &rows);
+    let more = run(&options, &out).unwrap();
+    assert_eq!(more.taken_over, 0);
+    assert_ne!(first(&more, &out), rare);
 }
 
 /// The page of scores with both parts, replies and rows that were set aside.

@@ -89,7 +89,7 @@ impl Processor for Toy {
     }
 }
 
-fn samples(ids: std::ops::Range<usize>) -> Vec<Sample> {
+pub(crate) fn samples(ids: std::ops::Range<usize>) -> Vec<Sample> {
     ids.map(|i| {
         let turns = vec![Turn { role: Role::User, text: "?".into() }];
         serde_json::from_value(serde_json::json!({ "id": i.to_string(), "turns": turns })).unwrap()
@@ -97,7 +97,7 @@ fn samples(ids: std::ops::Range<usize>) -> Vec<Sample> {
     .collect()
 }
 
-fn model() -> AnyVlm {
+pub(crate) fn model() -> AnyVlm {
     let config = LlavaMedConfig {
         vocab_size: 16,
         hidden_size: 16,
@@ -134,7 +134,7 @@ pub(crate) fn config() -> TrainConfig {
     }
 }
 
-fn adapter() -> AdapterConfig {
+pub(crate) fn adapter() -> AdapterConfig {
     AdapterConfig { r: 2, lora_dropout: 0.1, ..AdapterConfig::default() }
 }
 
@@ -168,7 +168,7 @@ fn run(dir: &Path, config: &TrainConfig) -> Finished<AnyVlm> {
 }
 
 /// Bytes of the tensors of a checkpoint.
-fn bytes(dir: &Path, step: usize) -> [Vec<u8>; 2] {
+pub(crate) fn bytes(dir: &Path, step: usize) -> [Vec<u8>; 2] {
     ["trained.safetensors", "optimizer.safetensors"]
         .map(|f| fs::read(dir.join(format!("checkpoint-{step}")).join(f)).unwrap())
 }

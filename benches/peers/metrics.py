@@ -1,9 +1,10 @@
 """Times the Python originals of medtune's text metrics, for `benches/metrics.rs`.
 
     pip install nltk rouge_score bert_score
-    python benches/peers/metrics.py [PAIRS.jsonl]
+    python benches/peers/metrics.py [text|encoder] [SECONDS] [PAIRS.jsonl]
 
-Prints pairs per second of METEOR, ROUGE and BLEU and tokens per second of the encoder, one line each. nltk's WordNet
+Prints pairs per second of METEOR, ROUGE and BLEU and tokens per second of the encoder, one line each: by the clock, so
+that threads count for what they are worth, and (in brackets) by processor time. nltk's WordNet
 corpus is a download; METEOR here reads synonyms from the table that medtune embeds (`wordnet`, a dictionary lookup where
 nltk parses its data files), which is faster than the original, so the ratio is a lower bound. Needs `zstd` on the path.
 """
@@ -76,27 +77,28 @@ class WordNet:
         return found
 
 
-def rate(count, work, seconds=3.0):
-    """Items per second of processor time, over the passes that fit into the time."""
-    begin, passes = time.process_time(), 0
-    while time.process_time() - begin < seconds:
+def rate(count, work, seconds):
+    """Items per second by the clock and by processor time, over the passes that fit into the time, after one more."""
+    work()
+    begin, busy, passes = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - begin < seconds:
         work()
         passes += 1
-    return count * passes / (time.process_time() - begin)
+    return count * passes / (time.perf_counter() - begin), count * passes / (time.process_time() - busy)
 
 
-def text_metrics(path):
+def text_metrics(path, seconds):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     pairs = [(r["hypothesis"], r["reference"]) for r in rows]
     wordnet, smooth = WordNet(), SmoothingFunction().method1
     scorers = {n: rouge_scorer.RougeScorer([n], use_stemmer=True) for n in ["rouge1", "rouge2", "rougeL"]}
-    yield "meteor", rate(len(pairs), lambda: [single_meteor_score(r.split(), h.split(), wordnet=wordnet) for h, r in pairs])
+    yield "meteor", rate(len(pairs), lambda: [single_meteor_score(r.split(), h.split(), wordnet=wordnet) for h, r in pairs], seconds)
     for name, scorer in scorers.items():
-        yield name, rate(len(pairs), lambda: [scorer.score(r, h) for h, r in pairs])
-    yield "bleu", rate(len(pairs), lambda: [sentence_bleu([r.split()], h.split(), smoothing_function=smooth) for h, r in pairs])
+        yield name, rate(len(pairs), lambda: [scorer.score(r, h) for h, r in pairs], seconds)
+    yield "bleu", rate(len(pairs), lambda: [sentence_bleu([r.split()], h.split(), smoothing_function=smooth) for h, r in pairs], seconds)
 
 
-def encoder(rows=16, length=64):
+def encoder(seconds, rows=16, length=64):
     """The encoder that bert_score runs: 17 layers of roberta-large, random weights."""
     from transformers import RobertaConfig, RobertaModel
 
@@ -105,11 +107,16 @@ def encoder(rows=16, length=64):
     model = RobertaModel(config, add_pooling_layer=False).eval()
     ids = torch.arange(rows * length).mul(7919).remainder(50_000).add(4).view(rows, length)
     with torch.inference_mode():
-        return rate(rows * length, lambda: model(ids, attention_mask=torch.ones_like(ids)), 20.0)
+        return rate(rows * length, lambda: model(ids, attention_mask=torch.ones_like(ids)), seconds)
 
 
 if __name__ == "__main__":
-    source = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "tests/golden/metrics/meteor.jsonl"
-    for name, value in text_metrics(source):
-        print(f"{name}\t{value:.0f} pairs/s", flush=True)
-    print(f"roberta_large_17\t{encoder():.1f} tokens/s ({torch.get_num_threads()} threads)")
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 3.0
+    source = Path(sys.argv[3]) if len(sys.argv) > 3 else ROOT / "tests/golden/metrics/meteor.jsonl"
+    if part != "encoder":
+        for name, (clock, busy) in text_metrics(source, seconds):
+            print(f"{name}\t{clock:.0f} pairs/s ({busy:.0f})", flush=True)
+    if part != "text":
+        clock, busy = encoder(5 * seconds)
+        print(f"roberta_large_17\t{clock:.1f} tokens/s ({busy:.1f}), {torch.get_num_threads()} threads", flush=True)

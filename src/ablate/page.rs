@@ -94,12 +94,28 @@ pub(super) fn lead(ablation: &Ablation) -> String {
         n => format!("{n} the other way round"),
     };
     format!(
-        "Of {} orderings that the method predicts, {} are shown by {} held-out questions about {} images; {opposite}.",
+        "Of {} orderings that the method predicts, {} are shown by {} held-out questions about {} images; {opposite}.{}",
         ablation.claims.len(),
         count("shown"),
         ablation.rows,
         ablation.images,
+        open(ablation),
     )
+}
+
+/// The orderings that no metric shows, by name: what a reader would else take for shown.
+fn open(ablation: &Ablation) -> String {
+    let shown = |better: &str, worse: &str| {
+        ablation.claims.iter().any(|c| c.better == better && c.worse == worse && c.result == "shown")
+    };
+    let mut names: Vec<String> = Vec::new();
+    for c in ablation.claims.iter().filter(|c| !shown(&c.better, &c.worse)) {
+        let name = format!("{} over {}", c.better, c.worse);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() { String::new() } else { format!(" Not shown by any measure: {}.", names.join(", ")) }
 }
 
 fn find<'a>(view: &'a ViewRow, key: &str) -> Option<&'a Cell> {

@@ -1,7 +1,8 @@
 //! The low-rank update of one `Linear`: `y = x W + (alpha / r) (dropout(x) A) B` (Hu et al., arXiv 2106.09685).
 //!
-//! It hangs on the `weight` of a stock [`burn::nn::Linear`], so that every model can be adapted without knowing it; the
-//! shared linear helper adds [`Lora::branch`] to its output. The composed weight is only built to merge.
+//! It hangs on the `weight` of a stock [`burn::nn::Linear`] (as an [`Attachment`](super::attachment::Attachment)), so that
+//! every model can be adapted without knowing it; the shared linear helper adds [`Lora::branch`] to its output. The
+//! composed weight is only built to merge. With magnitudes it is DoRA (Liu et al., arXiv 2402.09353).
 
 use std::sync::{
     Arc,
@@ -9,11 +10,12 @@ use std::sync::{
 };
 
 use burn::{
-    module::{Module, Param, Reparameterization},
+    module::{Module, Param},
     tensor::{DType, Device, FloatDType, Tensor, TensorData, module::linear},
 };
 use rand::Rng;
 
+use super::init::{self, InitLoraWeights};
 use crate::random;
 
 /// Which forward pass the dropout masks belong to, shared by all updates of a model. Off outside training, so that
@@ -59,9 +61,9 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Zeroes a share of `x` and scales the rest up; returns `x` as it is outside training.
-    fn apply<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let Some(pass) = self.clock.now().filter(|_| self.rate > 0.0) else { return x };
+    /// `x` with a share of its values zeroed and the rest scaled up; none outside training.
+    fn apply<const D: usize>(&self, x: Tensor<D>) -> Option<Tensor<D>> {
+        let pass = self.clock.now().filter(|_| self.rate > 0.0)?;
         let shape = x.shape();
         let keep = 1.0 - self.rate;
         let mut draws = random::stream(self.seed, &format!("dropout {}", self.module), pass);
@@ -71,22 +73,37 @@ impl Dropout {
             (0..shape.num_elements()).map(|_| if draws.next_u32() < below { scale } else { 0.0 }).collect();
         let device = x.device().without_autodiff();
         let mask = Tensor::<D>::from_data(TensorData::new(mask, shape), (&device, x.dtype()));
-        x * mask
+        Some(x * mask)
     }
 }
 
-/// Low-rank update attached to a weight `[d_in, d_out]`. Its parameters are always f32.
+/// Low-rank update of a weight `[d_in, d_out]`. Its parameters are always f32.
 #[derive(Module, Debug)]
 pub struct Lora {
     /// `[d_in, r]`
     pub a: Param<Tensor<2>>,
     /// `[r, d_out]`
     pub b: Param<Tensor<2>>,
-    /// `lora_alpha / r`
+    /// Lengths of the updated weight's columns, `[d_out]`, where they are trained (DoRA).
+    pub magnitude: Option<Param<Tensor<1>>>,
+    /// `lora_alpha / r`, or what stands for it.
     pub scale: f64,
     /// Dropout on the input.
     #[module(skip)]
     pub dropout: Dropout,
+    /// What never changes.
+    #[module(skip)]
+    pub fixed: Fixed,
+}
+
+/// Frozen values of an update.
+#[derive(Debug, Clone, Default)]
+pub struct Fixed {
+    /// `A` and `B` of the start, whose product is taken off the weight (PiSSA, OLoRA): as frozen columns of the update, so
+    /// that the weight stays as it is in its file.
+    pub initial: Option<(Tensor<2>, Tensor<2>)>,
+    /// Sums of squares of the frozen weight's columns, `[d_out]`, for DoRA's norm.
+    pub squares: Option<Tensor<1>>,
 }
 
 /// Shape and scale of an update to create.
@@ -94,25 +111,56 @@ pub struct Lora {
 pub struct LoraSpec {
     /// Rank.
     pub r: usize,
-    /// `lora_alpha / r`
+    /// `lora_alpha / r`, or what stands for it.
     pub scale: f64,
+    /// How it starts.
+    pub init: InitLoraWeights,
+    /// Whether the lengths of columns are trained.
+    pub use_dora: bool,
     /// Dropout; its seed and module name also key the initial `A`.
     pub dropout: Dropout,
 }
 
 impl Lora {
-    /// A new update of a weight `[d_in, d_out]` on `device`: A drawn as PEFT does (Kaiming uniform with a = sqrt 5, so
-    /// uniform within `1 / sqrt(d_in)`), B zero, so that the model starts unchanged.
+    /// A new update of the frozen weight that `weight` yields, on `device`: A drawn as PEFT does (Kaiming uniform with
+    /// a = sqrt 5, so uniform within `1 / sqrt(d_in)`) and B zero, or made from the weight; the model starts unchanged.
+    ///
+    /// # Shapes
+    /// `weight` `[d_in, d_out]`
     #[must_use]
-    pub fn init(spec: &LoraSpec, d_in: usize, d_out: usize, device: &Device) -> Self {
-        let mut draws = random::stream(spec.dropout.seed, &format!("lora_A {}", spec.dropout.module), 0);
-        let bound = 1.0 / (d_in.max(1) as f64).sqrt();
-        let a: Vec<f32> = (0..d_in * spec.r)
-            .map(|_| ((f64::from(draws.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0) * bound) as f32)
-            .collect();
-        let a = Tensor::from_data(TensorData::new(a, [d_in, spec.r]), (device, DType::F32));
-        let b = Tensor::zeros([spec.r, d_out], (device, DType::F32));
-        Self { a: Param::from_tensor(a), b: Param::from_tensor(b), scale: spec.scale, dropout: spec.dropout.clone() }
+    pub fn init(spec: &LoraSpec, d_in: usize, d_out: usize, device: &Device, weight: impl Fn() -> Tensor<2>) -> Self {
+        let (a, b) = init::factors(spec, d_in, d_out, device, &weight);
+        let plain = |t: &Tensor<2>| t.clone().without_autodiff();
+        let initial = spec.init.changes_the_weight().then(|| (plain(&a), plain(&b)));
+        let squares = spec.use_dora.then(|| {
+            let weight = weight();
+            let weight = if weight.dtype() == DType::F32 { weight } else { weight.cast(DType::F32) };
+            weight.square().sum_dim(0).reshape([d_out])
+        });
+        // The start changes nothing, so the lengths are those of the weight.
+        let lengths = |s: Tensor<1>| Tensor::from_data(s.sqrt().into_data(), (device, DType::F32));
+        let magnitude = squares.clone().map(|s| Param::from_tensor(lengths(s)));
+        Self {
+            a: Param::from_tensor(a),
+            b: Param::from_tensor(b),
+            magnitude,
+            scale: spec.scale,
+            dropout: spec.dropout.clone(),
+            fixed: Fixed { initial, squares },
+        }
+    }
+
+    /// `A` and `B` with the frozen columns of the start, if there are any: what the update consists of. Without gradient.
+    ///
+    /// # Shapes
+    /// `[d_in, r]`, `[r, d_out]`
+    #[must_use]
+    pub fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+        let (a, b) = (self.a.val().without_autodiff(), self.b.val().without_autodiff());
+        match self.fixed.initial.clone() {
+            None => (a, b),
+            Some((a0, b0)) => (Tensor::cat(vec![a, a0], 1), Tensor::cat(vec![b, b0.neg()], 0)),
+        }
     }
 
     /// What the update adds to the output of the linear layer, in the dtype of `x`.
@@ -121,11 +169,21 @@ impl Lora {
     /// `[.., d_in]` -> `[.., d_out]`
     #[must_use]
     pub fn branch<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let dropped = self.dropped(x.clone()).unwrap_or(x);
+        self.branch_of(dropped)
+    }
+
+    /// [`Lora::branch`] of an input that has passed the dropout.
+    #[must_use]
+    pub fn branch_of<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
         let x = if dtype == DType::F32 { x } else { x.cast(DType::F32) };
         // The scale goes to the narrow side: r columns instead of d_out.
-        let narrow = linear(self.dropout.apply(x), self.a.val(), None).mul_scalar(self.scale);
-        let wide = linear(narrow, self.b.val(), None);
+        let through = |x, a, b| linear(linear(x, a, None).mul_scalar(self.scale), b, None);
+        let wide = match self.fixed.initial.clone() {
+            None => through(x, self.a.val(), self.b.val()),
+            Some((a0, b0)) => through(x.clone(), self.a.val(), self.b.val()) - through(x, a0, b0),
+        };
         if dtype == DType::F32 { wide } else { wide.cast(FloatDType::from(dtype)) }
     }
 
@@ -135,73 +193,131 @@ impl Lora {
         self.dropout.rate > 0.0 && self.dropout.clock.now().is_some()
     }
 
-    /// `scale * A B`, f32.
+    /// `x` after the dropout; none where it is off.
+    #[must_use]
+    pub fn dropped<const D: usize>(&self, x: Tensor<D>) -> Option<Tensor<D>> {
+        self.dropout.apply(x)
+    }
+
+    /// `scale * A B`, f32, without gradient.
     ///
     /// # Shapes
     /// `[d_in, d_out]`
     #[must_use]
     pub fn delta(&self) -> Tensor<2> {
-        self.a.val().matmul(self.b.val()).mul_scalar(self.scale)
+        let (a, b) = self.factors();
+        a.matmul(b).mul_scalar(self.scale)
     }
-}
 
-impl Reparameterization for Lora {
-    const NAME: &'static str = "lora";
-
-    /// The merged weight, in the dtype of `base`.
-    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
-        let dtype = FloatDType::from(base.dtype());
-        let shape = base.shape();
-        let sum = base.cast(DType::F32) + self.delta().reshape(shape);
-        sum.cast(dtype)
+    /// Lengths of the columns of the updated weight `W + s A B`, without gradient. `times` multiplies rows with the frozen
+    /// weight, so that no sum as large as the weight is made: `|w|^2 + 2 s b (A^T w) + s^2 b (A^T A b)`.
+    ///
+    /// # Shapes
+    /// `[d_out]`
+    pub(super) fn norm(&self, times: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<1> {
+        let (a, b) = self.factors();
+        let turned = a.clone().transpose();
+        let crossed = times(turned.clone()).without_autodiff().mul_scalar(2.0 * self.scale);
+        let inner = turned.matmul(a).matmul(b.clone()).mul_scalar(self.scale * self.scale);
+        let d_out = b.dims()[1];
+        let change = (b * (crossed + inner)).sum_dim(0).reshape([d_out]);
+        let squares = self.fixed.squares.clone().expect("kept for updates with magnitudes");
+        (squares.without_autodiff() + change).clamp_min(0.0).sqrt()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::attachment::{Attachment, Folding},
+        *,
+    };
 
-    fn lora(rate: f64) -> Lora {
-        let dropout = Dropout { rate, seed: 7, module: "m".into(), clock: DropoutClock::default() };
-        let device = Device::flex();
-        let mut lora = Lora::init(&LoraSpec { r: 2, scale: 1.5, dropout }, 6, 4, &device);
-        let b: Vec<f32> = (0..8).map(|i| i as f32 * 0.25 - 1.0).collect();
-        lora.b = Param::from_tensor(Tensor::from_data(TensorData::new(b, [2, 4]), &device));
+    fn spec(rate: f64, module: &str) -> LoraSpec {
+        let dropout = Dropout { rate, seed: 7, module: module.into(), clock: DropoutClock::default() };
+        LoraSpec { r: 2, scale: 1.5, init: InitLoraWeights::default(), use_dora: false, dropout }
+    }
+
+    fn random<const D: usize>(shape: [usize; D], phase: f32) -> Tensor<D> {
+        let values = (0..shape.iter().product()).map(|i| (i as f32 * 0.7 + phase).sin()).collect();
+        Tensor::from_data(TensorData::new::<f32, _>(values, shape), &Device::flex())
+    }
+
+    fn lora(spec: &LoraSpec) -> Lora {
+        let mut lora = Lora::init(spec, 6, 4, &Device::flex(), || random([6, 4], 0.1));
+        lora.b = Param::from_tensor(lora.b.val() + random([2, 4], 0.5));
         lora
     }
 
+    fn hung(lora: Lora) -> Attachment {
+        Attachment { lora: Some(lora), packed: None, folding: Folding::default() }
+    }
+
     fn input() -> Tensor<3> {
-        let x: Vec<f32> = (0..36).map(|i| (i as f32 * 0.7).sin()).collect();
-        Tensor::from_data(TensorData::new(x, [2, 3, 6]), &Device::flex())
+        random([2, 3, 6], 0.0)
+    }
+
+    fn worst<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
+        (a - b).abs().max().into_scalar()
+    }
+
+    fn kinds() -> Vec<LoraSpec> {
+        let plain = spec(0.0, "m");
+        let mut kinds = Vec::new();
+        for name in ["", "gaussian", "pissa", "pissa_niter_4", "olora"] {
+            for use_dora in [false, true] {
+                let init =
+                    if name.is_empty() { InitLoraWeights::default() } else { InitLoraWeights::Name(name.into()) };
+                kinds.push(LoraSpec { init, use_dora, ..plain.clone() });
+            }
+        }
+        kinds
     }
 
     #[test]
-    fn the_branch_equals_the_merged_weight() {
-        let lora = lora(0.0);
-        let base = Tensor::<2>::ones([6, 4], &Device::flex());
-        let merged = linear(input(), Reparameterization::apply(&lora, base.clone()), None);
-        let branched = linear(input(), base, None) + lora.branch(input());
-        let worst: f32 = (merged - branched).abs().max().into_scalar();
-        assert!(worst < 1e-5, "{worst}");
+    fn the_layer_equals_the_folded_weight_and_folding_is_undone() {
+        for spec in kinds() {
+            let (base, bias) = (random::<2>([6, 4], 0.1), random::<1>([4], 0.3));
+            let hung = hung(lora(&spec));
+            let folded = hung.folded(base.clone(), None);
+            let expected = linear(input(), folded.clone(), Some(bias.clone()));
+            let found = hung.forward(input(), base.clone(), Some(bias.clone()));
+            assert!(worst(found, expected.clone()) < 1e-5, "{spec:?}");
+            let switched = hung.folding.during(|| hung.forward(input(), base.clone(), Some(bias)));
+            assert!(worst(switched, expected) < 1e-6, "{spec:?}");
+            if !spec.use_dora {
+                assert!(worst(hung.unfolded(folded), base) < 1e-6, "{spec:?}");
+            }
+        }
     }
 
     #[test]
     fn a_new_update_changes_nothing_and_depends_on_the_module() {
-        let dropout = Dropout { rate: 0.0, seed: 7, module: "m".into(), clock: DropoutClock::default() };
-        let spec = LoraSpec { r: 2, scale: 1.0, dropout };
-        let fresh = Lora::init(&spec, 6, 4, &Device::flex());
-        assert_eq!(fresh.branch(input()).abs().max().into_scalar::<f32>(), 0.0);
-        let a: Vec<f32> = fresh.a.val().into_data().try_to_vec().unwrap();
+        for spec in kinds() {
+            let weight = random::<2>([6, 4], 0.1);
+            let fresh = hung(Lora::init(&spec, 6, 4, &Device::flex(), || weight.clone()));
+            let expected = linear(input(), weight.clone(), None);
+            assert!(worst(fresh.forward(input(), weight, None), expected) < 2e-6, "{spec:?}");
+        }
+        let init = |module: &str| Lora::init(&spec(0.0, module), 6, 4, &Device::flex(), || random([6, 4], 0.1));
+        let values = |lora: Lora| lora.a.val().into_data().try_to_vec::<f32>().unwrap();
+        let a = values(init("m"));
         assert!(a.iter().all(|x| x.abs() <= 1.0 / 6f32.sqrt()) && a.iter().any(|x| x.abs() > 0.2));
-        let mut other = spec.clone();
-        other.dropout.module = "n".into();
-        let b: Vec<f32> = Lora::init(&other, 6, 4, &Device::flex()).a.val().into_data().try_to_vec().unwrap();
-        assert_ne!(a, b);
+        assert_ne!(a, values(init("n")));
+    }
+
+    #[test]
+    fn the_norm_without_the_sum_is_the_norm_of_the_sum() {
+        let spec = LoraSpec { use_dora: true, ..spec(0.0, "m") };
+        let (lora, base) = (lora(&spec), random::<2>([6, 4], 0.1));
+        let exact = (base.clone() + lora.delta()).square().sum_dim(0).sqrt().reshape([4]);
+        let found = lora.norm(|rows| rows.matmul(base));
+        assert!(worst(found, exact) < 1e-5);
     }
 
     #[test]
     fn dropout_repeats_within_a_pass_and_is_off_outside() {
-        let lora = lora(0.5);
+        let lora = lora(&spec(0.5, "m"));
         let out = || lora.branch(input()).into_data().try_to_vec::<f32>().unwrap();
         let off = out();
         lora.dropout.clock.start(3);

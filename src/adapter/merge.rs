@@ -6,6 +6,7 @@ use burn::{
 };
 use serde::Serialize;
 
+use super::attachment::attachments;
 use crate::{
     error::{Error, Kind, Result},
     nn::visit::named_params,
@@ -25,23 +26,44 @@ pub struct Proof {
     pub tokens: usize,
 }
 
-/// Adds every update to its weight and removes it, then compares the logits of `probes` before and after.
+impl Proof {
+    /// What the user should know before the folded model is used, if anything.
+    #[must_use]
+    pub fn warning(&self) -> Option<&'static str> {
+        let same = self.same_prediction >= 1.0;
+        (!same).then_some("folding changes answers; `--dtype float32` rounds less")
+    }
+}
+
+/// Compares the logits of `probes` with updates beside their weights and folded into them. Weights are folded where they
+/// are used and dropped again, so that one matrix at a time is there twice.
 ///
 /// # Errors
-/// There is nothing to merge, or the merged model answers differently.
-pub fn merge<M: Vlm + Module>(model: M, probes: &[Batch], device: &Device) -> Result<(M, Proof)> {
-    if !named_params(&model).iter().any(|p| p.adapter) {
+/// There is nothing to fold, or the folded model answers differently.
+pub fn prove<M: Vlm + Module>(model: &M, probes: &[Batch], device: &Device) -> Result<Proof> {
+    let hung = attachments(model);
+    let Some((_, first)) = hung.first() else {
         return Err(Error::new(Kind::Checkpoint, "the model has no adapter to merge"));
-    }
-    let half = holds_half(&model);
-    let before: Vec<Tensor<2>> = probes.iter().map(|p| logits(&model, p, device)).collect();
-    let merged = model.materialize();
+    };
+    let half = holds_half(model);
     let (mut proof, mut same) = (Proof::default(), 0);
-    for (probe, before) in probes.iter().zip(before) {
-        same += check(probe, half, before, logits(&merged, probe, device), &mut proof)?;
+    for probe in probes {
+        let before = logits(model, probe, device);
+        let after = first.folding.during(|| logits(model, probe, device));
+        same += check(probe, half, before, after, &mut proof)?;
     }
     proof.same_prediction = same as f64 / proof.tokens.max(1) as f64;
-    Ok((merged, proof))
+    Ok(proof)
+}
+
+/// Folds every update into its weight, after [`prove`]. All folded weights are then there at once;
+/// [`SaveOptions::fold`](crate::weights::SaveOptions) writes a large model without that.
+///
+/// # Errors
+/// As [`prove`].
+pub fn merge<M: Vlm + Module>(model: M, probes: &[Batch], device: &Device) -> Result<(M, Proof)> {
+    let proof = prove(&model, probes, device)?;
+    Ok((model.materialize(), proof))
 }
 
 /// Adds a comparison to `proof` and returns the number of equal predictions.

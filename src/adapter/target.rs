@@ -1,11 +1,12 @@
 //! Which `Linear`s of a model get an update: patterns, what they matched, and what they missed.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use burn::module::{Module, ParamId};
 use globset::{GlobBuilder, GlobMatcher};
 use regex::Regex;
 
+use super::{AdapterConfig, within};
 use crate::{
     error::{Error, Kind, Result},
     nn::visit::named_params,
@@ -63,10 +64,10 @@ struct Pattern {
 }
 
 impl Pattern {
-    fn parse(text: &str) -> Result<Self> {
+    fn parse(key: &str, text: &str) -> Result<Self> {
         let bad = |why: String| {
             Error::new(Kind::Config, "target pattern cannot be understood")
-                .at(format!("adapter.target_modules = \"{text}\""))
+                .at(format!("adapter.{key} = \"{text}\""))
                 .found(why)
                 .help("use a module name (`q_proj`), a glob (`model.layers.*.mlp.*`), `re:...` or `all-linear`")
         };
@@ -116,10 +117,36 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// Parameters of updates of rank `r`.
+    /// The modules for which `hit` holds.
     #[must_use]
-    pub fn parameters(&self, r: usize) -> usize {
-        self.modules.iter().map(|m| r * (m.d_in + m.d_out)).sum()
+    pub fn of(modules: &[LinearModule], hit: impl Fn(&LinearModule) -> bool) -> Self {
+        let mut coverage = Self::default();
+        for module in modules {
+            let hit = hit(module);
+            match coverage.towers.iter_mut().find(|(t, ..)| *t == module.tower) {
+                Some((_, matched, all)) => {
+                    *matched += usize::from(hit);
+                    *all += 1;
+                }
+                None => coverage.towers.push((module.tower, usize::from(hit), 1)),
+            }
+            if hit {
+                coverage.modules.push(module.clone());
+            }
+        }
+        coverage
+    }
+
+    /// Parameters of the updates that `config` describes.
+    ///
+    /// # Errors
+    /// The patterns of ranks contradict each other.
+    pub fn parameters(&self, config: &AdapterConfig) -> Result<usize> {
+        let of = |m: &LinearModule| {
+            let (r, _) = config.rank_and_scale(&m.name)?;
+            Ok(r * (m.d_in + m.d_out) + if config.use_dora { m.d_out } else { 0 })
+        };
+        self.modules.iter().map(of).sum()
     }
 }
 
@@ -133,38 +160,110 @@ impl fmt::Display for Coverage {
     }
 }
 
+/// What keeps modules out although a target matches.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits<'a> {
+    /// `exclude_modules`
+    pub exclude_modules: &'a [String],
+    /// `layers_to_transform`
+    pub layers_to_transform: &'a [usize],
+    /// `layers_pattern`
+    pub layers_pattern: &'a [String],
+    /// `modules_to_save`: what is trained in full needs no update.
+    pub modules_to_save: &'a [String],
+}
+
+impl<'a> Limits<'a> {
+    /// Those of a configuration.
+    #[must_use]
+    pub fn of(config: &'a AdapterConfig) -> Self {
+        Self {
+            exclude_modules: &config.exclude_modules,
+            layers_to_transform: &config.layers_to_transform,
+            layers_pattern: &config.layers_pattern,
+            modules_to_save: &config.modules_to_save,
+        }
+    }
+
+    /// Whether the number of the layer that `module` is in may have updates.
+    pub(super) fn allows_layer(&self, module: &str) -> bool {
+        self.layers_to_transform.is_empty()
+            || layer_number(module, self.layers_pattern).is_some_and(|n| self.layers_to_transform.contains(&n))
+    }
+
+    /// Whether `module` is trained in full.
+    pub(super) fn saves(&self, module: &str) -> bool {
+        self.modules_to_save.iter().any(|m| within(module, m))
+    }
+}
+
+/// Number of the layer that `module` is in: the first number with two parts in front of it, or the first one behind a
+/// part called as in `patterns`.
+fn layer_number(module: &str, patterns: &[String]) -> Option<usize> {
+    let parts: Vec<&str> = module.split('.').collect();
+    // The last part is the module itself.
+    let places = 1..parts.len().saturating_sub(1);
+    places.filter(|i| patterns.is_empty() && *i > 1 || patterns.iter().any(|p| p == parts[i - 1])).find_map(|i| {
+        let digits = !parts[i].is_empty() && parts[i].bytes().all(|b| b.is_ascii_digit());
+        if digits { parts[i].parse().ok() } else { None }
+    })
+}
+
 /// Applies `patterns` to the linear modules of the towers that `adapted` allows.
 ///
 /// # Errors
 /// A pattern cannot be understood, or matches no module.
 pub fn select(patterns: &[String], modules: &[LinearModule], adapted: impl Fn(&str) -> bool) -> Result<Coverage> {
-    let patterns: Vec<Pattern> = patterns.iter().map(|p| Pattern::parse(p)).collect::<Result<_>>()?;
-    let open: Vec<&LinearModule> = modules.iter().filter(|m| adapted(m.tower)).collect();
-    for pattern in &patterns {
-        if !open.iter().any(|m| pattern.matches(m)) {
-            return Err(nothing_matched(pattern, modules, &adapted));
-        }
-    }
-    let mut coverage = Coverage::default();
-    for module in modules {
-        let hit = adapted(module.tower) && patterns.iter().any(|p| p.matches(module));
-        match coverage.towers.iter_mut().find(|(t, ..)| *t == module.tower) {
-            Some((_, matched, all)) => {
-                *matched += usize::from(hit);
-                *all += 1;
-            }
-            None => coverage.towers.push((module.tower, usize::from(hit), 1)),
-        }
-        if hit {
-            coverage.modules.push(module.clone());
-        }
-    }
-    Ok(coverage)
+    select_within(patterns, Limits::default(), modules, adapted)
 }
 
-fn nothing_matched(pattern: &Pattern, modules: &[LinearModule], adapted: &impl Fn(&str) -> bool) -> Error {
+/// Applies `patterns` to the linear modules of the towers that `adapted` allows, and leaves out what `limits` say.
+///
+/// # Errors
+/// A pattern cannot be understood or matches no module, or nothing is left.
+pub fn select_within(
+    patterns: &[String],
+    limits: Limits<'_>,
+    modules: &[LinearModule],
+    adapted: impl Fn(&str) -> bool,
+) -> Result<Coverage> {
+    let parse = |key: &str, all: &[String]| all.iter().map(|p| Pattern::parse(key, p)).collect::<Result<Vec<_>>>();
+    let patterns = parse("target_modules", patterns)?;
+    let excluded = parse("exclude_modules", limits.exclude_modules)?;
+    let open: Vec<&LinearModule> = modules.iter().filter(|m| adapted(m.tower)).collect();
+    for (key, pattern) in
+        patterns.iter().map(|p| ("target_modules", p)).chain(excluded.iter().map(|p| ("exclude_modules", p)))
+    {
+        if !open.iter().any(|m| pattern.matches(m)) {
+            return Err(nothing_matched(key, pattern, modules, &adapted));
+        }
+    }
+    let kept = |m: &LinearModule| {
+        patterns.iter().any(|p| p.matches(m))
+            && !excluded.iter().any(|p| p.matches(m))
+            && !limits.saves(&m.name)
+            && limits.allows_layer(&m.name)
+    };
+    let coverage = Coverage::of(modules, |m| adapted(m.tower) && kept(m));
+    if coverage.modules.is_empty() && !patterns.is_empty() {
+        return Err(Error::new(Kind::Config, "no linear module is left to adapt")
+            .at("adapter.exclude_modules, adapter.layers_to_transform, adapter.modules_to_save")
+            .help("leave fewer out"));
+    }
+    let layers: BTreeSet<usize> =
+        coverage.modules.iter().filter_map(|m| layer_number(&m.name, limits.layers_pattern)).collect();
+    match limits.layers_to_transform.iter().find(|n| !layers.contains(n)) {
+        Some(n) => Err(Error::new(Kind::Config, "a layer to transform has no module to adapt")
+            .at("adapter.layers_to_transform")
+            .expected(format!("some of {layers:?}"))
+            .found(n)),
+        None => Ok(coverage),
+    }
+}
+
+fn nothing_matched(key: &str, pattern: &Pattern, modules: &[LinearModule], adapted: &impl Fn(&str) -> bool) -> Error {
     let error = Error::new(Kind::Config, "target pattern matches no linear module")
-        .at(format!("adapter.target_modules = \"{}\"", pattern.text));
+        .at(format!("adapter.{key} = \"{}\"", pattern.text));
     if let Some(closed) = modules.iter().find(|m| pattern.matches(m)) {
         return error
             .found(format!("{}, whose tower is not adapted", closed.name))
@@ -252,10 +351,35 @@ mod tests {
     }
 
     #[test]
+    fn limits_leave_modules_out() {
+        let all = ["language:all-linear".to_string()];
+        let left = |limits: Limits<'_>| {
+            let coverage = select_within(&all, limits, &modules(), |t| t == "language")?;
+            Ok::<_, Error>(coverage.modules.into_iter().map(|m| m.name).collect::<Vec<_>>())
+        };
+        let (mlp, one, two) = (["up_proj".to_string()], [1], [1, 2]);
+        assert_eq!(left(Limits { exclude_modules: &mlp, ..Limits::default() }).unwrap().len(), 2);
+        assert_eq!(left(Limits { layers_to_transform: &one, ..Limits::default() }).unwrap().len(), 2);
+        let named = Limits { layers_to_transform: &one, layers_pattern: &["layers".into()], ..Limits::default() };
+        assert_eq!(left(named).unwrap().len(), 2);
+        let other = Limits { layers_to_transform: &one, layers_pattern: &["blocks".into()], ..Limits::default() };
+        assert!(left(other).is_err());
+        assert!(left(Limits { layers_to_transform: &two, ..Limits::default() }).unwrap_err().to_string().contains('2'));
+        assert_eq!(left(Limits { modules_to_save: &["mlp".into()], ..Limits::default() }).unwrap().len(), 2);
+        let wrong = ["up_prj".to_string()];
+        let error = left(Limits { exclude_modules: &wrong, ..Limits::default() }).unwrap_err();
+        assert!(error.to_string().contains("exclude_modules"), "{error}");
+    }
+
+    #[test]
     fn coverage_counts_per_tower() {
         let coverage = select(&["q_proj".into()], &modules(), |t| t == "language").unwrap();
         assert_eq!(coverage.towers, [("vision", 0, 1), ("projector", 0, 1), ("language", 2, 4)]);
-        assert_eq!(coverage.parameters(3), 2 * 3 * (4 + 6));
+        let config = AdapterConfig { r: 3, ..AdapterConfig::default() };
+        assert_eq!(coverage.parameters(&config).unwrap(), 2 * 3 * (4 + 6));
+        let config =
+            AdapterConfig { use_dora: true, rank_pattern: [(r"layers\.1\..*".to_string(), 5)].into(), ..config };
+        assert_eq!(coverage.parameters(&config).unwrap(), (3 + 5) * (4 + 6) + 2 * 6);
         assert!(coverage.to_string().contains("language"));
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Values in host memory, row-major.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct HostTensor {
     /// Shape.
     pub shape: Vec<usize>,

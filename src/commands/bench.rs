@@ -3,7 +3,7 @@
 use super::{bytes, columns, context, count, emit, run, synth};
 use crate::{
     bench::{self, Report, Settings},
-    cli::{BenchArgs, Global, RecipeArgs, SynthArgs},
+    cli::{BenchArgs, Global, Overrides, RecipeArgs, SynthArgs},
     error::{Error, Kind, Result},
     models::{self, ModelDef, Preset, tower_sizes},
     plan::Plan,
@@ -65,9 +65,7 @@ fn plan(global: &Global, args: &BenchArgs) -> Result<Plan> {
     let args = RecipeArgs {
         recipe: recipe.into(),
         out: None,
-        set: overrides,
-        max_usd: None,
-        max_requests: None,
+        changes: Overrides { set: overrides, ..Overrides::default() },
         fit: args.fit.clone(),
     };
     Ok(run::resolve_to_measure(global, &args)?.plan)

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Kind, Result},
     metric::{
         METRICS,
-        choice::{CHOICE_RULES, prefix},
+        choice::{CHOICE_RULES, medevalkit, prefix},
         text::TEXT_METRICS,
     },
     models::{self, MODELS, embedded::EMBEDDED},
@@ -105,10 +105,12 @@ fn metric_entries() -> Vec<Entry> {
     let text = TEXT_METRICS.iter().map(|m| ("text metric", m.key, m.name, m.about, m.signature));
     let choice = CHOICE_RULES.iter().map(|m| ("rule for multiple choice", m.key, m.name, m.about, m.signature));
     let likelihood = ("rule for multiple choice", prefix::KEY, prefix::NAME, prefix::ABOUT, prefix::SIGNATURE);
+    let c = medevalkit::CLOSED;
+    let closed = ("rule for closed questions", c.key, c.name, c.about, c.signature);
     let entry = |(kind, key, name, about, signature): (&'static str, &str, &str, &str, &str)| {
         Entry::new(kind, key, about).with("name", name).with("signature", signature)
     };
-    judged.chain(text).chain(choice).chain([likelihood]).map(entry).collect()
+    judged.chain(text).chain([closed]).chain(choice).chain([likelihood]).map(entry).collect()
 }
 
 /// Every metric with the line that says exactly what it computes.

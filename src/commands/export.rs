@@ -14,7 +14,11 @@ use super::{
     model::{load, question},
 };
 use crate::{
-    adapter::merge::{self, Proof},
+    adapter::{
+        Quantization,
+        merge::{self, Proof},
+        peft::AdapterRef,
+    },
     cli::{CheckpointArgs, ExportArgs, Global, MergeArgs},
     error::{Error, Kind, Result},
     models::AnyVlm,
@@ -35,29 +39,35 @@ struct Written {
     dtype: &'static str,
     files: Vec<String>,
     bytes: u64,
-    /// The adapter as it is, beside the model.
-    adapter: Option<PathBuf>,
+    /// The adapters as they are, beside the model.
+    adapter: Vec<PathBuf>,
     /// How the folded model compares with the adapted one.
     merged: Option<Proof>,
+    /// How the weights were held: what is written are the values that they had so.
+    quantization: Quantization,
 }
 
-/// Where a model and its adapter are.
+/// Where a model and its adapters are.
 struct Source {
     model: PathBuf,
-    adapter: Option<PathBuf>,
+    adapters: Vec<AdapterRef>,
 }
 
-/// Folds an adapter into its model.
+/// Folds adapters into their model.
 pub(super) fn fold(global: &Global, args: &MergeArgs) -> Result<()> {
-    let source = Source { model: args.checkpoint.model.clone(), adapter: Some(args.adapter.clone()) };
+    let source = Source { model: args.checkpoint.model.clone(), adapters: args.adapter.clone() };
     write(global, &source, &args.checkpoint, &args.out, SaveOptions::default())
 }
 
 /// Writes a checkpoint or the result of a run in Hugging Face layout.
 pub(super) fn export(global: &Global, args: &ExportArgs) -> Result<()> {
-    let source = Source::find(&args.dir, args.adapter.as_deref())?;
-    let checkpoint =
-        CheckpointArgs { model: source.model.clone(), vision_tower: args.vision_tower.clone(), dtype: args.dtype };
+    let source = Source::find(&args.dir, &args.adapter)?;
+    let checkpoint = CheckpointArgs {
+        model: source.model.clone(),
+        vision_tower: args.vision_tower.clone(),
+        dtype: args.dtype,
+        quantization: args.quantization,
+    };
     if !args.max_shard_size.is_finite() || args.max_shard_size <= 0.0 {
         return Err(Error::new(Kind::Config, "--max-shard-size must be above 0").found(args.max_shard_size));
     }
@@ -68,24 +78,26 @@ pub(super) fn export(global: &Global, args: &ExportArgs) -> Result<()> {
 
 impl Source {
     /// A checkpoint directory, or the directory of a run with what it has trained.
-    fn find(dir: &Path, adapter: Option<&Path>) -> Result<Self> {
+    fn find(dir: &Path, adapters: &[AdapterRef]) -> Result<Self> {
         let is_model = |dir: &Path| dir.join("config.json").is_file();
+        let with = |model: PathBuf| Self { model, adapters: adapters.to_vec() };
         if is_model(dir) {
-            return Ok(Self { model: dir.to_path_buf(), adapter: adapter.map(Path::to_path_buf) });
+            return Ok(with(dir.to_path_buf()));
         }
         if is_model(&dir.join("model")) {
-            return Ok(Self { model: dir.join("model"), adapter: adapter.map(Path::to_path_buf) });
+            return Ok(with(dir.join("model")));
         }
-        let trained = adapter.map_or_else(|| dir.join("adapter"), Path::to_path_buf);
-        if !trained.join("adapter_config.json").is_file() {
+        let own = [AdapterRef::from(dir.join("adapter"))];
+        let adapters = if adapters.is_empty() { own.as_slice() } else { adapters };
+        if !adapters[0].dir.join("adapter_config.json").is_file() {
             return Err(Error::new(Kind::Checkpoint, "neither a checkpoint nor a finished run")
                 .at(dir.display())
                 .expected("config.json, or model/ or adapter/ of a run")
                 .help("finish the training first, or give the checkpoint with `--adapter DIR`"));
         }
         let base = dir.join("base");
-        let model = if is_model(&base) { base } else { base_of(&trained)? };
-        Ok(Self { model, adapter: Some(trained) })
+        let model = if is_model(&base) { base } else { base_of(&adapters[0].dir)? };
+        Ok(Self { model, adapters: adapters.to_vec() })
     }
 }
 
@@ -116,26 +128,32 @@ fn write(
             .at(out.display())
             .help("remove it, or choose another directory with `--out DIR`"));
     }
+    let packed = checkpoint.quantization != Quantization::None;
+    if packed && matches!(checkpoint.dtype.explicit(), Some(FloatDType::BF16 | FloatDType::F16)) {
+        return Err(Error::new(Kind::Config, "packed weights are written in float32, as they are compared")
+            .at("--dtype")
+            .help("leave --dtype out, or leave --quantization out to keep the weights of the checkpoint"));
+    }
     let ctx = context(global)?;
-    let (model, processor) = load(checkpoint, source.adapter.as_deref(), &ctx)?;
-    let (model, merged) = match &source.adapter {
-        Some(_) => {
-            let (model, proof) = merge::merge(model, &[probe(processor.as_ref())?], &ctx.device)?;
-            (model, Some(proof))
-        }
-        None => (model, None),
+    let (model, processor) = load(checkpoint, &source.adapters, &ctx)?;
+    let merged = match source.adapters.as_slice() {
+        [] => None,
+        _ => Some(merge::prove(&model, &[probe(processor.as_ref())?], &ctx.device)?),
     };
     ctx.check()?;
     // A folded model is written as it was compared; another one as its checkpoint is.
     let dtype = match &merged {
+        _ if packed => FloatDType::F32,
         Some(_) => checkpoint.dtype.explicit().unwrap_or_else(|| held_dtype(&model)),
         None => written_dtype(checkpoint.dtype, &source.model)?,
     };
-    model.save(out, &SaveOptions { dtype, ..options })?;
+    model.save(out, &SaveOptions { dtype, fold: true, ..options })?;
     copy_processor_files(&source.model, checkpoint.vision_tower.as_deref(), out)?;
     keep_config(&source.model, out)?;
-    let adapter = source.adapter.as_deref().map(|a| copy_adapter(a, &out.join("adapter"))).transpose()?;
-    report(global, source, out, torch_dtype(dtype), adapter, merged)
+    let place = |i: usize| if source.adapters.len() == 1 { "adapter".into() } else { format!("adapter-{}", i + 1) };
+    let adapters = source.adapters.iter().enumerate();
+    let adapter = adapters.map(|(i, a)| copy_adapter(&a.dir, &out.join(place(i)))).collect::<Result<Vec<_>>>()?;
+    report(global, source, out, torch_dtype(dtype), adapter, merged, checkpoint.quantization)
 }
 
 /// Type of the weights in memory.
@@ -187,8 +205,9 @@ fn report(
     source: &Source,
     out: &Path,
     dtype: &'static str,
-    adapter: Option<PathBuf>,
+    adapter: Vec<PathBuf>,
     merged: Option<Proof>,
+    quantization: Quantization,
 ) -> Result<()> {
     let mut total = 0;
     let mut files = Vec::new();
@@ -197,7 +216,7 @@ fn report(
         files.push(file.strip_prefix(out).unwrap_or(&file).display().to_string());
     }
     let model = source.model.clone();
-    let written = Written { out: out.to_path_buf(), model, dtype, files, bytes: total, adapter, merged };
+    let written = Written { out: out.to_path_buf(), model, dtype, files, bytes: total, adapter, merged, quantization };
     emit(global, &written, || {
         let mut rows = vec![
             vec!["model".into(), written.model.display().to_string()],
@@ -207,6 +226,10 @@ fn report(
             ],
             vec!["type".into(), dtype.into()],
         ];
+        if quantization != Quantization::None {
+            let values = "the language model has the values of its packed weights, not those of the checkpoint";
+            rows.push(vec!["weights".into(), values.into()]);
+        }
         if let Some(p) = &written.merged {
             let difference = format!("{:.2e} of logits up to {:.1}", p.max_difference, p.max_logit);
             rows.push(vec![
@@ -216,13 +239,10 @@ fn report(
             let same = format!("{:.1} % of next tokens are the same", 100.0 * p.same_prediction);
             rows.push(vec![String::new(), same]);
         }
-        if let Some(adapter) = &written.adapter {
+        for adapter in &written.adapter {
             rows.push(vec!["adapter".into(), adapter.display().to_string()]);
         }
-        let warning = match written.merged {
-            Some(p) if p.same_prediction < 1.0 => "warning: folding changes answers; `--dtype float32` rounds less\n",
-            _ => "",
-        };
+        let warning = written.merged.and_then(|p| p.warning()).map_or(String::new(), |w| format!("warning: {w}\n"));
         format!("{}{warning}", columns(&rows))
     })
 }

@@ -30,6 +30,7 @@ mod run;
 mod score;
 mod synth;
 mod trace;
+mod verify;
 
 /// Does what the command line asks for.
 ///
@@ -71,7 +72,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Datasets => catalogue::datasets(g),
         Verb::Recipes { verb: None } => catalogue::recipes(g),
         Verb::Recipes { verb: Some(RecipesVerb::Show { name }) } => catalogue::recipe(g, &name),
+        Verb::Verify(args) => verify::verify(g, &args),
         Verb::Devices => machine::devices(g),
+        Verb::ProbeDevice => machine::probe(g),
         Verb::Doctor { out } => machine::doctor(g, &out),
         Verb::Explain { name } => catalogue::explain(g, &name),
         Verb::Trace { row, run } => trace::trace(g, &row, &run),
@@ -130,10 +133,16 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
+/// How a verb shows its progress.
+fn progress(global: &Global) -> Progress {
+    if global.quiet { Progress::Silent } else { Progress::detect() }
+}
+
 /// Context of a verb that works on a device; signals end it at a safe point.
 fn context(global: &Global) -> Result<Ctx> {
-    let progress = if global.quiet { Progress::Silent } else { Progress::detect() };
-    let ctx = Ctx::new(global.device.clone(), progress)?;
+    let progress = progress(global);
+    let (device_spec, _) = crate::device::trust::open(&global.device, progress)?;
+    let ctx = Ctx::new(device_spec, progress)?;
     crate::run::stop_on_signals(&ctx.stop)?;
     Ok(ctx)
 }

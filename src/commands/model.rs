@@ -6,7 +6,7 @@ use serde_json::{Map, json};
 
 use super::{context, emit};
 use crate::{
-    adapter::peft,
+    adapter::peft::{self, AdapterRef},
     cli::{CheckpointArgs, GenerateArgs, Global},
     error::Result,
     generate::{GenerateConfig, generate},
@@ -19,7 +19,7 @@ use crate::{
 /// Mark of an image in a user's words.
 const MARK: &str = "<image>";
 
-pub(super) fn load(args: &CheckpointArgs, adapter: Option<&Path>, ctx: &Ctx) -> Result<(AnyVlm, Box<dyn Processor>)> {
+pub(super) fn load(args: &CheckpointArgs, adapters: &[AdapterRef], ctx: &Ctx) -> Result<(AnyVlm, Box<dyn Processor>)> {
     let options = LoadOptions {
         vision_tower: args.vision_tower.clone(),
         dtype: args.dtype.explicit(),
@@ -27,10 +27,7 @@ pub(super) fn load(args: &CheckpointArgs, adapter: Option<&Path>, ctx: &Ctx) -> 
         ..LoadOptions::default()
     };
     let (model, processor) = models::load(&args.model, &options, &ctx.device)?;
-    let model = match adapter {
-        Some(dir) => peft::load(model, dir, &processor.signature())?,
-        None => model,
-    };
+    let model = peft::load_onto(model, adapters, &processor.signature(), args.quantization)?;
     Ok((model, processor))
 }
 
@@ -63,7 +60,7 @@ pub(super) fn answer(global: &Global, args: &GenerateArgs) -> Result<()> {
     };
     let ctx = context(global)?;
     let sample = question(&args.image, &args.question);
-    let (model, processor) = load(&args.checkpoint, args.adapter.as_deref(), &ctx)?;
+    let (model, processor) = load(&args.checkpoint, &args.adapter, &ctx)?;
     let prompt = processor.prompt(&sample)?;
     let (pad, stop) = (processor.pad_id(), processor.stop_ids());
     let ids = generate(&model, &[prompt], pad, stop, &config, args.seed, &ctx.device, &mut |_, _| {})?.concat();

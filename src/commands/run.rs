@@ -38,7 +38,7 @@ pub(super) fn stages(global: &Global, args: &RecipeArgs, last: &str, force: bool
 /// Judges, as the flags of its verb say.
 pub(super) fn judge(global: &Global, args: &JudgeArgs) -> Result<()> {
     let mut recipe = args.stage.recipe.clone();
-    recipe.set.extend(args.judge_prompt.iter().map(|path| format!("judge.prompt={}", path.display())));
+    recipe.changes.set.extend(args.judge_prompt.iter().map(|path| format!("judge.prompt={}", path.display())));
     if args.dry_run {
         return super::dry::judge(global, &recipe);
     }

@@ -20,15 +20,24 @@ pub(super) fn score(global: &Global, args: &ScoreArgs) -> Result<()> {
     let mut text = TextMetricOptions::new(ctx.device.clone());
     text.bertscore_model = args.bertscore_model.clone();
     text.bertscore_layer = args.bertscore_layer;
+    text.bertscore_idf = args.bertscore_idf;
     text.bertscore_baseline = args.bertscore_baseline.clone();
     text.download = args.download;
+    if args.judge.is_none() && !args.changes.all().is_empty() {
+        return Err(Error::new(Kind::Config, "overrides are for the judge's recipe, and no judge is asked")
+            .at("--set, --max-usd, --max-requests")
+            .help("name the recipe with --judge, for example --judge medhalltune"));
+    }
+    let judge = args.judge.as_deref().map(|recipe| score::judge_plan(recipe, &args.changes.all())).transpose()?;
     let options = Options {
         predictions: args.files.clone(),
         references: args.reference.clone(),
         against: args.against.clone(),
         replies: args.replies.clone(),
+        judge: judge.map(Box::new),
         part: args.split,
         metrics: args.metrics.clone(),
+        compat: args.compat.clone(),
         text,
         seed: args.seed,
     };

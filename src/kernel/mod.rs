@@ -9,6 +9,7 @@
 //! `MEDTUNE_KERNELS=composed` switches the Flex implementations off, to tell a kernel's fault from another.
 
 pub mod attention;
+pub mod blocks;
 pub mod cross_entropy;
 mod flex;
 pub mod gelu;
@@ -16,6 +17,7 @@ mod gemm;
 pub mod linear;
 pub mod norm;
 pub mod pull_back;
+pub mod quant;
 pub mod rope;
 pub mod softmax;
 pub mod swiglu;

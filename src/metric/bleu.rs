@@ -43,6 +43,24 @@ pub fn sentence_bleu(answer: &str, reference: &str, orders: usize) -> f64 {
     brevity(answer.len(), reference.len()) * (sum / orders as f64).exp()
 }
 
+/// Sentence BLEU without smoothing: an order of which nothing is found makes the score as good as 0 unless its weight
+/// is 0.
+#[must_use]
+pub fn unsmoothed_bleu(answer: &str, reference: &str, weights: [f64; 4]) -> f64 {
+    let [answer, reference] = numbered([answer, reference].map(words));
+    let mut sum = 0.0;
+    for (order, weight) in (1..).zip(weights) {
+        let hits = shared_ngrams(&answer, &reference, order);
+        if order == 1 && hits == 0 {
+            return 0.0;
+        }
+        let count = (answer.len() + 1).saturating_sub(order).max(1) as f64;
+        let precision = if hits == 0 { f64::MIN_POSITIVE } else { hits as f64 / count };
+        sum += weight * precision.ln();
+    }
+    brevity(answer.len(), reference.len()) * sum.exp()
+}
+
 fn brevity(answer: usize, reference: usize) -> f64 {
     if answer > reference { 1.0 } else { (1.0 - reference as f64 / answer as f64).exp() }
 }

@@ -16,6 +16,7 @@ pub mod closed_accuracy;
 pub mod hallucination;
 pub mod meteor;
 pub mod open_recall;
+pub mod open_table;
 pub mod porter;
 pub mod rouge;
 pub mod similarity;
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     /// Files that are no metric but what metrics are made of.
-    const TOOLS: [&str; 7] = ["choice", "mod", "porter", "similarity", "text", "vqa_text", "wordnet"];
+    const TOOLS: [&str; 8] = ["choice", "mod", "open_table", "porter", "similarity", "text", "vqa_text", "wordnet"];
 
     #[test]
     fn keys_and_signatures_are_unique_and_belong_together() {

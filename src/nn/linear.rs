@@ -5,9 +5,12 @@ use burn::{
     tensor::{DType, Device, Int, Tensor, module::linear},
 };
 
-use super::{cast, parameter};
+use super::{
+    cast, parameter,
+    split::{lookup, product_in_parts},
+};
 use crate::{
-    adapter::lora::Lora,
+    adapter::attachment::Attachment,
     kernel::linear::{linear as fused_linear, low_rank_linear},
     weights::keeps_half,
 };
@@ -21,7 +24,7 @@ pub fn linear_module(d_input: usize, d_output: usize, bias: bool, device: &Devic
     }
 }
 
-/// `x W + b`, plus the branch of a low-rank update if one hangs on the weight. Every `Linear` of every model runs
+/// `x W + b`, changed by the update that hangs on the weight, if one does. Every `Linear` of every model runs
 /// through here, so that an adapter on its weight takes effect everywhere, and so does the type of the weight: where
 /// activations are f32 and a weight is kept in a half type, the product is that of the f32 weight.
 ///
@@ -30,10 +33,9 @@ pub fn linear_module(d_input: usize, d_output: usize, bias: bool, device: &Devic
 #[must_use]
 pub fn linear_forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     let bias = layer.bias.as_ref().map(|b| b.val());
-    match layer.weight.reparameterization::<Lora>() {
+    match layer.weight.reparameterization::<Attachment>() {
         None => product(x, layer.weight.base(), bias),
-        Some(lora) if !lora.drops() => low_rank(x, layer.weight.base(), bias, lora.a.val(), lora.b.val(), lora.scale),
-        Some(lora) => product(x.clone(), layer.weight.base(), bias) + lora.branch(x),
+        Some(hung) => hung.forward(x, layer.weight.base(), bias),
     }
 }
 
@@ -90,6 +92,13 @@ pub fn low_rank<const D: usize>(
 /// `x` `[.., d_input]`, `weight` `[d_input, d_output]` -> `[.., d_output]`
 #[must_use]
 pub fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    if weight.device() != x.device() {
+        let out = product_in_parts(x, weight);
+        return match bias {
+            Some(bias) => out + bias.unsqueeze(),
+            None => out,
+        };
+    }
     let half = matches!(weight.dtype(), DType::BF16 | DType::F16);
     if own(&x) || (half && x.dtype() == DType::F32) {
         return biased(by_rows(x, |x| fused_linear(x, weight)), bias);
@@ -103,6 +112,7 @@ pub fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Ten
 /// `[rows, length]` -> `[rows, length, width]`
 #[must_use]
 pub fn embedding_forward(embedding: &Embedding, ids: Tensor<2, Int>) -> Tensor<3> {
-    let rows = embedding.forward(ids);
+    let table = embedding.weight.val();
+    let rows = if table.device() == ids.device() { embedding.forward(ids) } else { lookup(table, ids) };
     if keeps_half(&rows.device()) { cast(rows, DType::F32) } else { rows }
 }

@@ -13,6 +13,7 @@ pub mod phi3;
 pub mod projector;
 pub mod resampler;
 pub mod rope;
+pub mod split;
 pub mod visit;
 pub mod vit;
 

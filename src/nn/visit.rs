@@ -5,6 +5,9 @@ use burn::{
     tensor::{Bool, DType, Int, Tensor},
 };
 
+/// What Burn calls the container of what hangs on a parameter.
+const REPARAMETERIZATION: &str = "Reparameterization";
+
 /// Where a visitor or mapper is. Feed it `enter_module` and `exit_module`.
 #[derive(Debug, Default, Clone)]
 pub struct PathStack {
@@ -57,7 +60,7 @@ impl PathStack {
     /// Whether the current parameter belongs to an adapter.
     #[must_use]
     pub fn is_adapter(&self) -> bool {
-        self.segments.iter().any(|(_, container)| &**container == "Reparameterization")
+        self.segments.iter().any(|(_, container)| &**container == REPARAMETERIZATION)
     }
 }
 
@@ -90,6 +93,8 @@ pub struct NamedParam {
     pub norm: bool,
     /// Whether it is a table that rows are looked up in, by tokens and not by places.
     pub embedding: bool,
+    /// Whether an [attachment](crate::adapter::attachment::Attachment) hangs on it.
+    pub attached: bool,
 }
 
 impl NamedParam {
@@ -123,6 +128,10 @@ struct Names {
 impl ModuleVisitor for Names {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
+        // What hangs on a parameter is visited right after it.
+        if let (REPARAMETERIZATION, Some(last)) = (container, self.found.last_mut()) {
+            last.attached = true;
+        }
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
@@ -141,6 +150,7 @@ impl ModuleVisitor for Names {
             adapter: self.path.is_adapter(),
             norm: self.path.is_norm(),
             embedding: self.path.is_token_embedding(),
+            attached: false,
         });
     }
 

@@ -16,21 +16,24 @@ use crate::{
     judge::Scores,
     metric::{
         Unit,
-        choice::CHOICE_RULES,
-        closed_accuracy, open_recall,
+        choice::{CHOICE_RULES, medevalkit::CLOSED},
+        closed_accuracy, open_recall, open_table,
         text::{Pair, TEXT_METRICS, TextMetric, TextMetricOptions},
     },
+    plan::Plan,
     run_dir::{RunDir, sha256, sha256_bytes},
     sample::AnswerType,
     stage::Ctx,
     statistics::{self, Difference, Estimate, Observation},
 };
 
+mod judging;
 mod page;
 pub mod pair;
 pub mod read;
 pub mod replies;
 
+pub use judging::judge_plan;
 pub use page::parts;
 use pair::{Item, Key, Paired};
 use read::{Part, Rows};
@@ -47,10 +50,14 @@ pub struct Options {
     pub against: Vec<PathBuf>,
     /// Files with judge replies (`result`) for the same answers.
     pub replies: Vec<PathBuf>,
+    /// Plan of the judge that is asked about answers without a reply.
+    pub judge: Option<Box<Plan>>,
     /// The part that all rows belong to.
     pub part: Option<Part>,
     /// Keys of text metrics; empty means those that need no model.
     pub metrics: Vec<String>,
+    /// Published rules to apply beside our own, by their names; empty means all.
+    pub compat: Vec<String>,
     /// What text metrics need.
     pub text: TextMetricOptions,
     /// Seed of intervals.
@@ -129,6 +136,9 @@ pub struct ScoreReport {
     pub missing_examples: Vec<String>,
     /// Rows by what became of judging.
     pub judge: BTreeMap<String, usize>,
+    /// Identity of the judge, where one was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge_signature: Option<serde_json::Value>,
     /// Rows taken over from an earlier call.
     pub taken_over: usize,
     /// The metrics.
@@ -149,9 +159,10 @@ const NAMED: usize = 8;
 /// Scores predictions: `scores.jsonl`, `set_aside.jsonl`, `score.json`, `score.html`.
 ///
 /// # Errors
-/// A file cannot be read, a metric is unknown or cannot be opened, or no row can be scored.
+/// A file cannot be read, a metric or rule is unknown or cannot be opened, no row can be scored, or the judge cannot be
+/// asked.
 pub fn run(options: &Options, dir: &RunDir, ctx: &Ctx) -> Result<ScoreReport> {
-    let bench = Bench::new(options)?;
+    let mut bench = Bench::new(options)?;
     let references = read_all(&options.references)?;
     let predictions = read_all(&options.predictions)?;
     let replies = Replies::read(&options.replies, options.part)?;
@@ -161,6 +172,11 @@ pub fn run(options: &Options, dir: &RunDir, ctx: &Ctx) -> Result<ScoreReport> {
     if paired.items.is_empty() {
         return Err(nothing(&paired, lines));
     }
+    let judge_signature = match &options.judge {
+        Some(plan) => Some(judging::ask(plan, &mut paired.items, &replies, dir, ctx)?),
+        None => None,
+    };
+    bench.settle(&paired.items);
     let (rows, taken_over) = bench.score(&paired, &replies, &predictions, dir, ctx)?;
     dir.write_jsonl(SCORES, &rows)?;
     let other = bench.other(options, &references, &replies, &mut paired.notes)?;
@@ -174,6 +190,7 @@ pub fn run(options: &Options, dir: &RunDir, ctx: &Ctx) -> Result<ScoreReport> {
         missing: paired.missing.len(),
         missing_examples: paired.missing.iter().take(NAMED).map(|k| k.1.clone()).collect(),
         judge: counted(rows.iter().map(|r| r.judge.as_str())),
+        judge_signature,
         taken_over,
         metrics: bench.lines(&rows, other.as_deref(), options.seed),
         notes: notes(&paired, &predictions, &replies),
@@ -235,7 +252,23 @@ fn notes(paired: &Paired, predictions: &[Rows], replies: &Replies) -> Vec<String
 /// The opened metrics.
 struct Bench {
     metrics: Vec<(&'static str, &'static str, String, Box<dyn TextMetric>)>,
+    /// Names of published rules; empty means all.
+    compat: Vec<String>,
+    /// Hash of all references where a row's value depends on them, else empty.
+    corpus: String,
+    /// Whether it does.
+    idf: bool,
+    /// References of open rows, where the whole table of LLaVA-Med is asked for.
+    known: Option<open_table::Known>,
 }
+
+/// Names after `--compat`.
+fn published_rules() -> BTreeSet<&'static str> {
+    CHOICE_RULES.iter().filter_map(|r| r.compat).chain([LLAVA_MED, CLOSED.compat]).collect()
+}
+
+/// Name of the rules of LLaVA-Med's evaluation.
+const LLAVA_MED: &str = "llava-med";
 
 /// Keys and names of what is measured beside text metrics.
 const CRITERIA: [(&str, &str); 4] = [
@@ -263,14 +296,41 @@ impl Bench {
             let metric = (def.open)(&options.text)?;
             metrics.push((def.key, def.name, metric.signature(), metric));
         }
-        Ok(Self { metrics })
+        let published = published_rules();
+        if let Some(other) = options.compat.iter().find(|name| !published.contains(name.as_str())) {
+            return Err(Error::new(Kind::Config, "unknown published rule")
+                .at("--compat")
+                .expected(published.into_iter().collect::<Vec<_>>().join(", "))
+                .found(other));
+        }
+        let idf = options.text.bertscore_idf && metrics.iter().any(|m| m.0 == "bertscore");
+        let known = options.compat.iter().any(|c| c == LLAVA_MED).then(open_table::Known::default);
+        Ok(Self { metrics, compat: options.compat.clone(), corpus: String::new(), idf, known })
+    }
+
+    /// Whether a published rule is applied; our own have no name and always are.
+    fn applies(&self, compat: Option<&str>) -> bool {
+        compat.is_none_or(|name| self.compat.is_empty() || self.compat.iter().any(|c| c == name))
+    }
+
+    /// Takes note of the references, where a row's value depends on all of them.
+    fn settle(&mut self, items: &[Item]) {
+        let all: Vec<&str> = items.iter().map(|i| i.reference.as_str()).collect();
+        if self.idf || self.known.is_some() {
+            self.corpus = sha256_bytes(all.join("\0").as_bytes());
+        }
+        if let Some(known) = &mut self.known {
+            let open = items.iter().filter(|i| i.answer_type == Some(AnswerType::Open));
+            let references: BTreeSet<&str> = open.map(|i| i.reference.as_str()).collect();
+            *known = open_table::Known::new(references);
+        }
     }
 
     /// Hash of what the metrics of an item depend on.
     fn made(&self, item: &Item) -> String {
         let mut parts = vec![item.answer.as_str(), item.reference.as_str()];
-        let kind = format!("{:?} {:?}", item.answer_type, item.options);
-        parts.push(&kind);
+        let kind = format!("{:?} {:?} {:?}", item.answer_type, item.options, self.compat);
+        parts.extend([kind.as_str(), &self.corpus]);
         parts.extend(self.metrics.iter().map(|m| m.2.as_str()));
         sha256_bytes(parts.join("\0").as_bytes())[..16].to_string()
     }
@@ -291,10 +351,14 @@ impl Bench {
         let (_, mut log) = dir.continue_jsonl::<Scored>(SCORES)?;
         let mut task = ctx.progress.start("score rows", paired.items.len() as u64);
         let (mut rows, mut taken) = (Vec::with_capacity(paired.items.len()), 0);
-        for chunk in paired.items.chunks(CHUNK) {
+        // Rarity is that among the references of all rows, so these are scored together or not at all.
+        let size = if self.idf { paired.items.len().max(1) } else { CHUNK };
+        for chunk in paired.items.chunks(size) {
             ctx.check()?;
             let made: Vec<String> = chunk.iter().map(|i| self.made(i)).collect();
-            let old = |n: usize| known.get(&(chunk[n].key.clone(), made[n].clone()));
+            let whole =
+                !self.idf || (0..chunk.len()).all(|n| known.contains_key(&(chunk[n].key.clone(), made[n].clone())));
+            let old = |n: usize| known.get(&(chunk[n].key.clone(), made[n].clone())).filter(|_| whole);
             let open: Vec<usize> = (0..chunk.len()).filter(|n| old(*n).is_none()).collect();
             let mut new = self.values(&open.iter().map(|n| &chunk[*n]).collect::<Vec<_>>())?.into_iter();
             for (n, item) in chunk.iter().enumerate() {
@@ -327,7 +391,7 @@ impl Bench {
         }
         for (row, item) in all.iter_mut().zip(items) {
             if let Some(right) = item.options.iter().position(|o| *o == item.reference) {
-                for rule in CHOICE_RULES {
+                for rule in CHOICE_RULES.iter().filter(|r| self.applies(r.compat)) {
                     let choice = (rule.judge)(&item.answer, &item.options, right);
                     row.insert(rule.key.into(), f64::from(u8::from(choice.correct)));
                 }
@@ -346,7 +410,16 @@ impl Bench {
                 Some(AnswerType::Mcq) | None => continue,
             };
             row.insert(strict.into(), agreement.strict);
-            row.insert(original.into(), agreement.llava_med);
+            if self.applies(Some(LLAVA_MED)) {
+                row.insert(original.into(), agreement.llava_med);
+            }
+            if let Some(known) = self.known.as_ref().filter(|_| item.answer_type == Some(AnswerType::Open)) {
+                let values = open_table::values(&item.answer, &item.reference, known);
+                row.extend(open_table::LINES.iter().map(|l| l.key.to_string()).zip(values));
+            }
+            if item.answer_type == Some(AnswerType::Closed) && self.applies(Some(CLOSED.compat)) {
+                row.insert(CLOSED.key.into(), f64::from(u8::from((CLOSED.judge)(&item.answer, &item.reference))));
+            }
         }
         Ok(all)
     }
@@ -381,8 +454,10 @@ impl Bench {
             CRITERIA.iter().map(|(key, name)| (*key, *name, "mean of judge scores 1-10".to_string(), Unit::Score));
         let text = self.metrics.iter().map(|(key, name, signature, _)| (*key, *name, signature.clone(), Unit::Share));
         let closed = original.iter().map(|m| (m.key, m.name, m.signature.to_string(), Unit::Share));
+        let medevalkit = (CLOSED.key, CLOSED.name, CLOSED.signature.to_string(), Unit::Share);
         let choice = CHOICE_RULES.iter().map(|r| (r.key, r.name, r.signature.to_string(), Unit::Share));
-        let all = judge.chain(text).chain(closed).chain(choice);
+        let table = open_table::LINES.iter().map(|l| (l.key, l.name, l.signature.to_string(), Unit::Share));
+        let all = judge.chain(text).chain(closed).chain(table).chain([medevalkit]).chain(choice);
         all.filter_map(|(key, name, signature, unit)| line(key, name, signature, unit, rows, other, seed)).collect()
     }
 }
@@ -399,7 +474,7 @@ fn earlier(path: &Path) -> Result<Vec<Scored>> {
 fn scored(item: &Item, metrics: BTreeMap<String, f64>, made: String, source: String, replies: &Replies) -> Scored {
     let reply = replies.of(item);
     let (scores, judge) = match reply.as_deref().map(replies::scores) {
-        None => (None, "no_reply".to_string()),
+        None => (None, item.unjudged.clone().unwrap_or_else(|| "no_reply".to_string())),
         Some(Ok(scores)) => (Some(scores), "scored".into()),
         Some(Err(why)) => (None, why),
     };

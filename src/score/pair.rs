@@ -33,6 +33,8 @@ pub struct Item {
     pub caption: Option<String>,
     /// A judge's reply that came with the prediction.
     pub result: Option<String>,
+    /// Why there is no reply of a judge that was asked.
+    pub unjudged: Option<String>,
     /// Open or closed.
     pub answer_type: Option<AnswerType>,
     /// Options of a multiple-choice question.
@@ -215,6 +217,7 @@ fn item(
         answer,
         caption: other(|r| &r.caption),
         result: row.result.clone(),
+        unjudged: None,
         answer_type: row.answer_type.or_else(|| found.and_then(|r| r.answer_type)),
         options: found.map(|r| &r.options).filter(|o| !o.is_empty()).unwrap_or(&row.options).clone(),
     })

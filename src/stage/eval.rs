@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Ctx, Summary,
+    choices::{ChoiceScoring, Choices},
     controls::{self, Control, ControlAnswer},
     encode::base_dir,
     judge::orphan,
@@ -33,6 +34,8 @@ pub struct EvalConfig {
     pub rows: usize,
     /// Questions asked again: `blind` without their image, `swapped` with another one.
     pub controls: Vec<Control>,
+    /// How a choice among options is found: `reply`, or `likelihood` beside it.
+    pub choice: ChoiceScoring,
     /// Encoder of BERTScore in reports: a directory in Hugging Face layout, or the name of one on the hub that is on this
     /// machine; none leaves BERTScore out.
     pub bertscore_model: Option<String>,
@@ -83,7 +86,7 @@ pub fn held_out(samples: &[Sample], limit: usize) -> Vec<&Sample> {
 }
 
 /// Answers every row of the test split with both models; then, where the recipe asks for controls, the same questions
-/// without their image or with another one.
+/// without their image or with another one, and where it asks for likelihoods, scores the options of multiple-choice rows.
 ///
 /// # Errors
 /// Nothing was trained, a model or adapter cannot be loaded, the adapter was trained on differently prepared inputs, an
@@ -103,9 +106,14 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         log.controls = Some(out);
         take_controls(&mut log.found, done, &controls)?;
     }
+    let mut choices = Choices::open(plan, dir, &rows)?;
     let resumed = log.found.len();
     for which in [Which::Base, Which::Tuned] {
-        answer_all(plan, dir, ctx, which, &questions, &mut log)?;
+        let mut lazy = Lazy { plan, dir, ctx, which, loaded: None };
+        answer_all(plan, ctx, which, &mut lazy, &questions, &mut log)?;
+        if let Some(choices) = &mut choices {
+            choices.score(plan, ctx, which, &mut lazy)?;
+        }
     }
     let Log { mut found, .. } = log;
     let answers = in_order(&rows, &mut found)?;
@@ -121,6 +129,9 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
     if !controls.is_empty() {
         summary.line("control answers", answered.len());
     }
+    if let Some(choices) = choices {
+        summary.line("choices by likelihood", choices.finish(dir)?);
+    }
     summary.line("empty answers", empty).line("answered before", resumed);
     Ok(summary)
 }
@@ -128,23 +139,19 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
 /// All answers of one model that are not there yet.
 fn answer_all(
     plan: &Plan,
-    dir: &RunDir,
     ctx: &Ctx,
     which: Which,
+    lazy: &mut Lazy<'_>,
     questions: &[(Option<Control>, Vec<&Sample>)],
     log: &mut Log,
 ) -> Result<()> {
-    let mut loaded = None;
     for (control, rows) in questions {
         let key = |id: &str| (which, *control, id.to_string());
         let batches = open_batches(rows, plan.generate.batch_size, |id| log.found.contains_key(&key(id)));
         if batches.is_empty() {
             continue;
         }
-        let (model, processor) = match &mut loaded {
-            Some(loaded) => loaded,
-            none => none.insert(load(plan, dir, which, &ctx.device)?),
-        };
+        let (model, processor) = lazy.get()?;
         let what = match control {
             None => format!("answers, {}", which.name()),
             Some(control) => format!("answers, {}, {}", which.name(), control.name()),
@@ -160,6 +167,24 @@ fn answer_all(
         task.finish();
     }
     Ok(())
+}
+
+/// A model that is loaded when it is first needed.
+pub(super) struct Lazy<'a> {
+    plan: &'a Plan,
+    dir: &'a RunDir,
+    ctx: &'a Ctx,
+    which: Which,
+    loaded: Option<(AnyVlm, Box<dyn Processor>)>,
+}
+
+impl Lazy<'_> {
+    pub(super) fn get(&mut self) -> Result<&(AnyVlm, Box<dyn Processor>)> {
+        Ok(match &mut self.loaded {
+            Some(loaded) => loaded,
+            none => none.insert(load(self.plan, self.dir, self.which, &self.ctx.device)?),
+        })
+    }
 }
 
 /// Answers so far, in memory and in the files.
@@ -192,7 +217,7 @@ pub const CONTROLS: &str = "controls.jsonl";
 const FILE: &str = "answers.jsonl";
 
 impl Which {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Base => "base",
             Self::Tuned => "tuned",
@@ -230,7 +255,7 @@ fn take_controls(found: &mut Found, done: Vec<ControlAnswer>, controls: &BTreeMa
 
 /// Batches of rows of similar length, longest first, without those that are complete. Which rows form a batch does not
 /// depend on what is complete, so that an interrupted run ends with the same bytes.
-fn open_batches<'a>(rows: &[&'a Sample], size: usize, done: impl Fn(&str) -> bool) -> Vec<Vec<&'a Sample>> {
+pub(super) fn open_batches<'a>(rows: &[&'a Sample], size: usize, done: impl Fn(&str) -> bool) -> Vec<Vec<&'a Sample>> {
     let mut order: Vec<&Sample> = rows.to_vec();
     order.sort_by_key(|s| std::cmp::Reverse(s.images.len() * (1 << 20) + last_question(s).len()));
     order.chunks(size.max(1)).filter(|b| !b.iter().all(|s| done(&s.id))).map(<[_]>::to_vec).collect()
@@ -259,8 +284,10 @@ fn load(plan: &Plan, dir: &RunDir, which: Which, device: &Device) -> Result<(Any
     let mut options = plan.model.load_options();
     options.compat = options.compat.evaluating();
     let base = base_dir(plan, dir)?;
+    let quantization = plan.model.quantization;
     if which == Which::Base {
-        return models::load(&base, &options, device);
+        let (model, processor) = models::load(&base, &options, device)?;
+        return Ok((peft::load_onto(model, &[], &processor.signature(), quantization)?, processor));
     }
     let (whole, adapter) = (dir.path("model"), dir.path("adapter"));
     if whole.join("config.json").is_file() {
@@ -282,7 +309,7 @@ fn load(plan: &Plan, dir: &RunDir, which: Which, device: &Device) -> Result<(Any
             .help("run the train stage first"));
     }
     let (model, processor) = models::load(&base, &options, device)?;
-    let model = peft::load(model, &adapter, &processor.signature())?;
+    let model = peft::load_onto(model, &[adapter.into()], &processor.signature(), quantization)?;
     Ok((model, processor))
 }
 

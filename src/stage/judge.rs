@@ -1,7 +1,7 @@
 //! Judges every answer: `verdicts.jsonl`. Each answer ends as exactly one [`Outcome`]; only scored ones become numbers.
 //! Judges that ask a language model also write what is known of them as instruments: `judge.json`, `panel.jsonl`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -70,6 +70,38 @@ pub struct JudgeReport {
     pub verbosity: BTreeMap<String, Shift>,
     /// Scores of the frozen answers.
     pub controls: Option<Controls>,
+}
+
+/// Judges answers that belong to no run: each outcome with the judge's words, in the order of the answers. Requests and
+/// replies are in the ledger of `root`, so that a second call pays for nothing again.
+///
+/// # Errors
+/// The judge cannot be set up or asks no language model, an answer belongs to no sample, the budget is spent, or the
+/// user interrupts.
+pub fn ask_about(
+    plan: &Plan,
+    samples: &[Sample],
+    answers: &[Answer],
+    root: &Path,
+    ctx: &Ctx,
+) -> Result<Vec<(Outcome, Option<String>)>> {
+    let judge = plan.make_judge()?;
+    if !judge.asks() {
+        return Err(Error::new(Kind::Config, "the judge of this recipe asks no language model")
+            .at(&plan.recipe)
+            .help("use a recipe whose judge does, for example medhalltune"));
+    }
+    let (mut rows, mut given) = (RowsById::scratch(root)?, RowFile::scratch(root)?);
+    samples.iter().try_for_each(|sample| rows.push(&sample.id, sample))?;
+    answers.iter().try_for_each(|answer| given.push(answer).map(drop))?;
+    let model = client(plan, root, ctx)?;
+    let mut task = ctx.progress.start("judge answers", answers.len() as u64);
+    let sitting = Bench::new(plan, &rows, &given, &model, root)?.sit(judge.as_ref(), &mut |n| {
+        task.advance(n as u64);
+        ctx.check()
+    })?;
+    task.finish();
+    sitting.with_replies().map(|row| row.map(|(verdict, reply)| (verdict.outcome, reply))).collect()
 }
 
 /// Judges `answers.jsonl` with the recipe's judge.

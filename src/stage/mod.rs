@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub mod build;
+pub mod choices;
 pub mod construct;
 pub mod controls;
 pub mod encode;
@@ -47,7 +48,8 @@ impl Ctx {
     /// # Errors
     /// The device cannot be opened.
     pub fn new(device: DeviceSpec, progress: Progress) -> Result<Self> {
-        Ok(Self { device: device.open()?, device_spec: device, progress, stop: Arc::default(), offline: false })
+        let device_spec = device.resolve();
+        Ok(Self { device: device_spec.open()?, device_spec, progress, stop: Arc::default(), offline: false })
     }
 
     /// Whether the user has asked to stop.
@@ -163,7 +165,7 @@ pub const STAGES: &[Stage] = &[
         name: "eval",
         about: "Answers the held-out questions with the base and the tuned model.",
         reads: &["kept.jsonl", "images", "base", "adapter", "model"],
-        writes: &["answers.jsonl", "controls.jsonl"],
+        writes: &["answers.jsonl", "controls.jsonl", "choices.jsonl"],
         scratch: &[],
         sections: &["model", "generate", "eval"],
         device: true,
@@ -190,6 +192,7 @@ pub const STAGES: &[Stage] = &[
             "log.jsonl",
             "answers.jsonl",
             "controls.jsonl",
+            "choices.jsonl",
             "verdicts.jsonl",
         ],
         writes: &["report.json", "report.html"],

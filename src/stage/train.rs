@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::{Ctx, Summary, encode::base_dir, report::chart};
 use crate::{
-    adapter::{inject, merge, peft},
+    adapter::{AdapterConfig, inject, peft},
     error::{Error, Kind, Result},
     export::preference,
     loader::{Rejected, Rows},
@@ -98,10 +98,14 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         return Err(Error::new(Kind::Data, what).found(format!("{rows_in}, all rejected")).help(help));
     }
     let (validation, _) = survey(Split::Validation, plan, dir, processor.as_ref(), ctx.progress)?;
+    if let Some(adapter) = &plan.adapter.adapter_name_or_path {
+        peft::check_signature(adapter, &processor.signature())?;
+    }
     let (model, pages) = load_model(plan, &base, options, &ctx.device)?;
+    let adapter = AdapterConfig { quantization: plan.model.quantization, ..plan.adapter.clone() };
     let job = Job {
         config: &plan.train,
-        adapter: &plan.adapter,
+        adapter: &adapter,
         seed: plan.seed,
         dir,
         ctx,
@@ -110,7 +114,7 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         log: log_targets(plan, dir, ctx)?,
     };
     let finished = train(&job, model, &rows, &validation)?;
-    let output = write(plan, dir, ctx, &base, processor.as_ref(), &finished)?;
+    let output = write(plan, dir, &base, processor.as_ref(), &finished)?;
     let report = TrainReport {
         rows_in,
         rows_trained: rows.lengths.len(),
@@ -269,6 +273,9 @@ fn fingerprint(plan: &Plan, dir: &RunDir, base: &Path, processor: &dyn Processor
         let size = fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
         files.push((path.strip_prefix(base).unwrap_or(&path).to_path_buf(), size));
     }
+    let continued = plan.adapter.adapter_name_or_path.as_deref().map(run_dir::files_below).transpose()?;
+    let continued: Vec<String> =
+        continued.into_iter().flatten().map(|file| run_dir::sha256(&file)).collect::<Result<_>>()?;
     let pairs = match (plan.train.objective, &plan.train.preference_data) {
         (ObjectiveType::Sft, _) => None,
         (ObjectiveType::Dpo, Some(file)) => Some(run_dir::sha256(file)?),
@@ -279,6 +286,7 @@ fn fingerprint(plan: &Plan, dir: &RunDir, base: &Path, processor: &dyn Processor
         "seed": plan.seed,
         "model": plan.model,
         "adapter": plan.adapter,
+        "continued": continued,
         "train": plan.train.deciding(),
         "pairs": pairs,
         "rows": run_dir::sha256(&dir.path("kept.jsonl"))?,
@@ -293,13 +301,12 @@ fn fingerprint(plan: &Plan, dir: &RunDir, base: &Path, processor: &dyn Processor
 fn write(
     plan: &Plan,
     dir: &RunDir,
-    ctx: &Ctx,
     base: &Path,
     processor: &dyn Processor,
     finished: &Finished<AnyVlm>,
 ) -> Result<&'static str> {
     if plan.train.language == TowerMode::Full {
-        write_model(dir, ctx, base, &plan.model, finished)?;
+        write_model(dir, base, &plan.model, finished)?;
         return Ok("model");
     }
     let notes = [
@@ -309,21 +316,22 @@ fn write(
     ];
     let name = plan.model.checkpoint.as_deref().unwrap_or(base).display().to_string();
     let signature = processor.signature();
-    let info = peft::AdapterInfo { config: &plan.adapter, base: &name, signature: &signature, notes: &notes };
+    let adapter = peft::resolved(&plan.adapter)?;
+    let info = peft::AdapterInfo { config: &adapter, base: &name, signature: &signature, notes: &notes };
     let towers = finished.model.towers();
     peft::save(&finished.model, &finished.trained, towers, &info, &dir.path("adapter"))?;
     Ok("adapter")
 }
 
 /// A whole checkpoint in Hugging Face layout, with the processor's files of the base. It appears whole.
-fn write_model(dir: &RunDir, ctx: &Ctx, base: &Path, config: &ModelConfig, finished: &Finished<AnyVlm>) -> Result<()> {
-    let mut model = finished.model.valid();
-    if finished.trained.iter().any(|t| t.lora) {
-        (model, _) = merge::merge(model, &[], &ctx.device)?;
-    }
+fn write_model(dir: &RunDir, base: &Path, config: &ModelConfig, finished: &Finished<AnyVlm>) -> Result<()> {
+    let model = finished.model.valid();
     let (place, beside) = (dir.path("model"), dir.path(".tmp-model"));
     dir.remove(".tmp-model")?;
-    model.save(&beside, &SaveOptions { dtype: written_dtype(config.dtype, base)?, ..SaveOptions::default() })?;
+    model.save(
+        &beside,
+        &SaveOptions { dtype: written_dtype(config.dtype, base)?, fold: true, ..SaveOptions::default() },
+    )?;
     copy_processor_files(base, config.vision_tower.as_deref(), &beside)?;
     dir.remove("model")?;
     fs::rename(&beside, &place).map_err(|e| Error::io(&place, e))

@@ -318,7 +318,7 @@ mod tests {
     }
 
     fn save_step(dir: &RunDir, step: usize) -> Result<PathBuf> {
-        let mut optimizer = AdamW::new(&TrainConfig::default(), &trained());
+        let mut optimizer = AdamW::new(&TrainConfig::default(), None, &trained());
         let _ = optimizer.update(0, values(1.0).remove(0), values(2.0).remove(0), 1.0, 1.0);
         let state = State { step, fingerprint: "f".into(), ..State::default() };
         save(dir, &state, &trained(), values(step as f32), &optimizer, &Value::Null)
@@ -330,7 +330,7 @@ mod tests {
         let dir = RunDir::open(temporary.path()).unwrap();
         save_step(&dir, 3).unwrap();
         let mut loaded = load(&dir, 3, &trained(), "f").unwrap();
-        let mut optimizer = AdamW::new(&TrainConfig::default(), &trained());
+        let mut optimizer = AdamW::new(&TrainConfig::default(), None, &trained());
         loaded.restore(&mut optimizer, &trained(), &Device::flex());
         assert_eq!(optimizer.steps, [1, 0]);
         assert!(optimizer.moments[0].is_some() && optimizer.moments[1].is_none());

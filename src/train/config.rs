@@ -72,8 +72,10 @@ pub struct TrainConfig {
     pub language: TowerMode,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Peak learning rate of the projector when it is trained in full; the common one when absent.
+    /// Peak learning rate of what is trained of the projector; the common one when absent.
     pub mm_projector_lr: Option<f64>,
+    /// Peak learning rate of what is trained of the vision tower; the common one when absent.
+    pub mm_vision_tower_lr: Option<f64>,
     /// Decoupled weight decay; biases and norms are left out.
     pub weight_decay: f64,
     /// Decay of AdamW's mean of gradients.
@@ -170,6 +172,7 @@ impl Default for TrainConfig {
             language: TowerMode::Lora,
             learning_rate: 2e-4,
             mm_projector_lr: None,
+            mm_vision_tower_lr: None,
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
@@ -229,6 +232,7 @@ impl TrainConfig {
         let rate = |x: f64| x.is_finite() && x >= 0.0;
         require(rate(self.learning_rate), "learning_rate must be a number from 0");
         require(self.mm_projector_lr.is_none_or(rate), "mm_projector_lr must be a number from 0");
+        require(self.mm_vision_tower_lr.is_none_or(rate), "mm_vision_tower_lr must be a number from 0");
         require(rate(self.weight_decay), "weight_decay must be a number from 0");
         require((0.0..1.0).contains(&self.adam_beta1), "adam_beta1 must be at least 0 and below 1");
         require((0.0..1.0).contains(&self.adam_beta2), "adam_beta2 must be at least 0 and below 1");

@@ -43,15 +43,22 @@ pub fn decays(t: &Trained) -> bool {
 }
 
 impl AdamW {
-    /// A fresh optimizer. A fully trained projector has its own learning rate.
+    /// A fresh optimizer. A tower may have its own learning rate, and as LoRA+ has it, B, biases and norms may learn at a
+    /// multiple (`loraplus_lr_ratio`) of the rate of A and other matrices.
     #[must_use]
-    pub fn new(config: &TrainConfig, trained: &[Trained]) -> Self {
-        let group = |t: &Trained| Group {
-            learning_rate: match config.mm_projector_lr {
-                Some(rate) if t.tower == "projector" && !t.lora => rate,
-                _ => config.learning_rate,
-            },
-            weight_decay: if decays(t) { config.weight_decay } else { 0.0 },
+    pub fn new(config: &TrainConfig, loraplus_lr_ratio: Option<f64>, trained: &[Trained]) -> Self {
+        let group = |t: &Trained| {
+            let own = match t.tower {
+                "projector" => config.mm_projector_lr,
+                "vision" => config.mm_vision_tower_lr,
+                _ => None,
+            };
+            let faster = t.name.ends_with(".lora_B.weight") || t.shape.len() == 1;
+            let ratio = loraplus_lr_ratio.filter(|_| faster).unwrap_or(1.0);
+            Group {
+                learning_rate: own.unwrap_or(config.learning_rate) * ratio,
+                weight_decay: if decays(t) { config.weight_decay } else { 0.0 },
+            }
         };
         Self {
             beta1: config.adam_beta1,
@@ -122,7 +129,7 @@ mod tests {
             tower: "language",
             id: theirs.w.id,
         };
-        let mut ours = AdamW::new(&config, &[trained]);
+        let mut ours = AdamW::new(&config, None, &[trained]);
         let mut value = Tensor::<1>::from_data(start, &Device::flex());
         for _ in 0..5 {
             let loss = theirs.w.val().powi_scalar(3).sum();
@@ -133,5 +140,36 @@ mod tests {
             let worst: f32 = (theirs.w.val().without_autodiff() - value.clone()).abs().max().into_scalar();
             assert!(worst < 2e-6, "{worst}");
         }
+    }
+    #[test]
+    fn towers_and_factors_have_their_rates() {
+        let config = TrainConfig {
+            learning_rate: 1.0,
+            mm_projector_lr: Some(2.0),
+            mm_vision_tower_lr: Some(3.0),
+            ..TrainConfig::default()
+        };
+        let rates = |ratio| {
+            let tensor = |name: &str, tower, shape: &[usize]| Trained {
+                name: name.into(),
+                shape: shape.to_vec(),
+                transposed: false,
+                lora: name.contains("lora_"),
+                tower,
+                id: burn::module::ParamId::new(),
+            };
+            let trained = [
+                tensor("a.lora_A.weight", "language", &[4, 2]),
+                tensor("a.lora_B.weight", "language", &[2, 4]),
+                tensor("a.lora_magnitude_vector", "language", &[4]),
+                tensor("p.weight", "projector", &[4, 4]),
+                tensor("p.bias", "projector", &[4]),
+                tensor("v.lora_B.weight", "vision", &[2, 4]),
+            ];
+            let groups = AdamW::new(&config, ratio, &trained).groups;
+            groups.iter().map(|g| g.learning_rate).collect::<Vec<f64>>()
+        };
+        assert_eq!(rates(None), [1.0, 1.0, 1.0, 2.0, 2.0, 3.0]);
+        assert_eq!(rates(Some(16.0)), [1.0, 16.0, 16.0, 2.0, 32.0, 48.0]);
     }
 }

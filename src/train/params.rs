@@ -49,7 +49,7 @@ pub fn trained<M: Module>(model: &M, towers: &'static [Tower]) -> Vec<Trained> {
             let (name, lora) = lora_name(&p.name);
             Trained {
                 tower: tower_of(towers, &p.name),
-                transposed: lora || p.linear_weight,
+                transposed: p.linear_weight || lora && p.shape.len() == 2,
                 shape: p.shape,
                 id: p.id,
                 name,
@@ -61,12 +61,13 @@ pub fn trained<M: Module>(model: &M, towers: &'static [Tower]) -> Vec<Trained> {
 
 /// PEFT's name of a parameter path of this program, and whether it is part of an update.
 fn lora_name(path: &str) -> (String, bool) {
-    for (end, name) in [(".weight.lora.a", ".lora_A.weight"), (".weight.lora.b", ".lora_B.weight")] {
-        if let Some(module) = path.strip_suffix(end) {
-            return (format!("{module}{name}"), true);
-        }
-    }
-    (path.to_string(), false)
+    let Some((module, part)) = path.split_once(".weight.adapter.lora.") else { return (path.to_string(), false) };
+    let name = match part {
+        "a" => "lora_A.weight",
+        "b" => "lora_B.weight",
+        _ => "lora_magnitude_vector",
+    };
+    (format!("{module}.{name}"), true)
 }
 
 /// Handle of a trained parameter, to take its gradient.

@@ -161,7 +161,7 @@ impl<'a, M: Vlm + Module> Session<'a, M> {
         Ok(Self {
             job,
             device: job.ctx.device.clone(),
-            optimizer: AdamW::new(job.config, &trained),
+            optimizer: AdamW::new(job.config, job.adapter.loraplus_lr_ratio, &trained),
             model: prepared.model,
             clock: prepared.clock,
             coverage: prepared.coverage,

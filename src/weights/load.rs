@@ -14,8 +14,12 @@ use super::{
     read::{Checkpoint, listing},
 };
 use crate::{
+    device::policy::check_dtype,
     error::{Error, Kind, Result},
-    nn::visit::{PathStack, named_params},
+    nn::{
+        split::host_for,
+        visit::{PathStack, named_params},
+    },
     progress::{Progress, Task},
 };
 
@@ -173,6 +177,20 @@ impl Loader<'_> {
         }
     }
 
+    /// A table that fits no buffer of the device stays where [`crate::nn::split`] takes it from, as it is stored.
+    fn on_host<const D: usize>(&self, name: &str, host: &Device) -> Result<Tensor<D>> {
+        let linear = self.path.is_linear_weight();
+        if !linear && !self.path.is_embedding() {
+            return Err(Error::new(Kind::Device, "a tensor is larger than the largest buffer of the device")
+                .at(name)
+                .help("choose a device with larger buffers (`medtune devices`), or `--dtype` of half the size"));
+        }
+        match self.checkpoint.info(name).map(|i| i.dtype) {
+            Some(stored @ (DType::F16 | DType::BF16)) => half_from(self.checkpoint, name, linear, stored.into(), host),
+            _ => tensor_from(self.checkpoint, name, linear, FloatDType::F32, host),
+        }
+    }
+
     fn count(&mut self, name: &str) {
         let before = self.bytes / 1_000_000;
         self.bytes += self.checkpoint.info(name).map_or(0, |i| i.num_bytes());
@@ -194,7 +212,20 @@ impl ModuleMapper for Loader<'_> {
             return param;
         }
         let (name, device) = (self.path.name(), param.lazy_device());
-        match self.read(&name, &device) {
+        let bytes = self.checkpoint.info(&name).map_or(0, |i| i.num_elements() * DType::from(self.dtype).size());
+        if let Some(host) = host_for(bytes as u64, &device) {
+            return match self.on_host(&name, &host) {
+                Ok(tensor) => {
+                    self.count(&name);
+                    Param::initialized(param.id, tensor.set_require_grad(false))
+                }
+                Err(error) => {
+                    self.failure = Some(error);
+                    param
+                }
+            };
+        }
+        match check_dtype(self.dtype, &device).and_then(|()| self.read(&name, &device)) {
             Ok(tensor) => {
                 self.count(&name);
                 let id = param.id;

@@ -25,7 +25,7 @@ use burn::tensor::{DType, Device, FloatDType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::{device::policy::Policy, error::Result};
 
 /// Type of weights, in the words of `torch_dtype`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
@@ -80,28 +80,17 @@ pub fn torch_dtype(dtype: FloatDType) -> &'static str {
     }
 }
 
-/// Whether matrices may be kept in a half type on `device` while everything is computed in f32: on the CPU, where
-/// [`crate::kernel::linear`] widens a part at a time.
+/// Whether matrices may be kept in a half type on `device` while everything is computed in f32;
+/// [`crate::kernel::linear`] widens them.
 #[must_use]
 pub fn keeps_half(device: &Device) -> bool {
-    #[cfg(feature = "flex")]
-    return *device == Device::flex();
-    #[cfg(not(feature = "flex"))]
-    return false;
+    Policy::of(device).wide_activations
 }
 
-/// Bytes of a checkpoint from which on half types are kept where they need not be.
-pub(crate) const LARGE: u64 = 2_000_000_000;
-
-/// Type in which the weights of a checkpoint that are stored as `stored` are held on `device`: the stored type where the
-/// device computes in it, else f32. On the CPU, f32 for a small checkpoint and the stored type for a large one.
+/// Type in which the weights of a checkpoint that are stored as `stored` are held on `device`, by its [`Policy`].
 #[must_use]
 pub fn default_dtype(checkpoint: &Checkpoint, stored: DType, device: &Device) -> FloatDType {
-    let kept = if keeps_half(device) { checkpoint.num_bytes() >= LARGE } else { device.supports_dtype(stored) };
-    match stored {
-        DType::F16 | DType::BF16 if kept => FloatDType::from(stored),
-        _ => FloatDType::F32,
-    }
+    Policy::of(device).default_dtype(stored, checkpoint.num_bytes(), device)
 }
 
 #[cfg(test)]
@@ -226,7 +215,7 @@ mod tests {
         for (dtype, max_shard_bytes) in [(FloatDType::BF16, u64::MAX), (FloatDType::F16, 5000)] {
             let dir = tempfile::tempdir().unwrap();
             let made = init_random(LlavaMed::new(&config(), &device).unwrap(), 5, 0.3);
-            made.save(dir.path(), &SaveOptions { dtype, max_shard_bytes }).unwrap();
+            made.save(dir.path(), &SaveOptions { dtype, max_shard_bytes, ..SaveOptions::default() }).unwrap();
             let load = |dtype| load_dir(dir.path(), &LoadOptions { dtype, ..LoadOptions::default() }, &device).unwrap();
             let (kept, wide) = (load(Some(dtype)), load(None));
             for param in named_params(&kept) {
@@ -239,7 +228,7 @@ mod tests {
             assert!(states(&kept, &device).iter().zip(states(&wide, &device)).all(|(a, b)| (a - b).abs() < 1e-4));
             // written again, every byte is the same
             let again = tempfile::tempdir().unwrap();
-            kept.save(again.path(), &SaveOptions { dtype, max_shard_bytes }).unwrap();
+            kept.save(again.path(), &SaveOptions { dtype, max_shard_bytes, ..SaveOptions::default() }).unwrap();
             for name in names(dir.path()) {
                 assert_eq!(fs::read(dir.path().join(&name)).unwrap(), fs::read(again.path().join(&name)).unwrap());
             }

@@ -1,14 +1,14 @@
 //! A module into safetensors files in Hugging Face layout.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     io::{BufWriter, Write},
     path::Path,
 };
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::{Module, ModuleVisitor, Param, Reparameterization},
     tensor::{DType, FloatDType, Tensor},
 };
 use serde_json::json;
@@ -16,6 +16,7 @@ use tempfile::NamedTempFile;
 
 use super::convert::Values;
 use crate::{
+    adapter::attachment::{Attachment, attachments},
     error::{Error, Kind, Result},
     nn::visit::{NamedParam, PathStack, named_params},
     run_dir::{finish, temporary_for, write_atomic},
@@ -28,12 +29,15 @@ pub struct SaveOptions {
     pub dtype: FloatDType,
     /// Above this many bytes the tensors are spread over shards with an index.
     pub max_shard_bytes: u64,
+    /// Folds what hangs on a weight into it while it is written, one matrix at a time. Without it, a module with adapters
+    /// is refused.
+    pub fold: bool,
 }
 
 impl Default for SaveOptions {
     /// f32, shards of 5 GB as transformers makes them.
     fn default() -> Self {
-        Self { dtype: FloatDType::F32, max_shard_bytes: 5_000_000_000 }
+        Self { dtype: FloatDType::F32, max_shard_bytes: 5_000_000_000, fold: false }
     }
 }
 
@@ -157,6 +161,7 @@ pub fn save<M: Module>(module: &M, dir: &Path, options: &SaveOptions) -> Result<
         left: 0,
         out: None,
         path: PathStack::default(),
+        attachments: attachments(module).into_iter().collect(),
         failure: None,
     };
     module.visit(&mut writer);
@@ -176,11 +181,16 @@ pub fn save<M: Module>(module: &M, dir: &Path, options: &SaveOptions) -> Result<
 fn plan<M: Module>(module: &M, options: &SaveOptions) -> Result<Vec<Shard>> {
     let (_, size) = stored_as(options.dtype)?;
     let params = named_params(module);
-    match params.iter().find(|p| p.adapter) {
+    match params.iter().find(|p| p.attached).filter(|_| !options.fold) {
         Some(first) => Err(Error::new(Kind::Checkpoint, "the model still has an adapter")
             .at(&first.name)
             .help("merge the adapter before saving the model, or save the adapter alone")),
-        None => Ok(shards(params, size, options.max_shard_bytes, Layout::Safetensors)),
+        None => Ok(shards(
+            params.into_iter().filter(|p| !p.adapter).collect(),
+            size,
+            options.max_shard_bytes,
+            Layout::Safetensors,
+        )),
     }
 }
 
@@ -194,11 +204,18 @@ struct Writer<'a> {
     left: usize,
     out: Option<BufWriter<NamedTempFile>>,
     path: PathStack,
+    /// By the names of the weights they hang on.
+    attachments: HashMap<String, Attachment>,
     failure: Option<Error>,
 }
 
 impl Writer<'_> {
     fn write<const D: usize>(&mut self, tensor: Tensor<D>) -> Result<()> {
+        // Folded as it is compared before: in the type of the weight.
+        let tensor = match self.attachments.remove(&self.path.name()) {
+            Some(hung) => Reparameterization::apply(&hung, tensor),
+            None => tensor,
+        };
         // A weight in a half type is a view of what its file holds; turning the view back copies nothing.
         let turned = self.path.is_linear_weight() && matches!(tensor.dtype(), DType::BF16 | DType::F16);
         let tensor = if turned { tensor.swap_dims(0, 1) } else { tensor };
@@ -253,7 +270,7 @@ impl ModuleVisitor for Writer<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.failure.is_none() {
+        if self.failure.is_none() && !self.path.is_adapter() {
             self.failure = self.write(param.base()).err();
         }
     }

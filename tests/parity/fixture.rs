@@ -1,6 +1,24 @@
-//! Reading fixtures and counting checks.
+//! The device, fixtures, and counting checks.
 
 use std::path::PathBuf;
+
+use burn::tensor::Device;
+use medtune::device::{DeviceSpec, tolerance::Tolerance};
+
+/// The device that `MEDTUNE_DEVICE` names; the CPU without it.
+pub(crate) fn spec() -> DeviceSpec {
+    DeviceSpec::from_env().unwrap()
+}
+
+/// As [`spec`], opened.
+pub(crate) fn device() -> Device {
+    spec().open().unwrap()
+}
+
+/// What limits are multiplied by on this device: 1 on the CPU.
+pub(crate) fn slack() -> f32 {
+    Tolerance::of(&spec()).parity
+}
 
 /// Directory of one family's fixture.
 pub(crate) fn root(family: &str) -> PathBuf {
@@ -37,7 +55,7 @@ impl Checks {
     /// Absolute difference at most `tolerance`.
     #[track_caller]
     pub(crate) fn near(&mut self, what: &str, found: f64, expected: f64, tolerance: f64) {
-        let near = (found - expected).abs() <= tolerance;
+        let near = (found - expected).abs() <= tolerance * f64::from(slack());
         assert!(near, "{}: {what}: found {found}, expected {expected}", self.name);
         self.count += 1;
     }
@@ -45,6 +63,7 @@ impl Checks {
     /// Largest absolute difference at most `tolerance`.
     #[track_caller]
     pub(crate) fn close(&mut self, what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+        let tolerance = tolerance * slack();
         assert_eq!(found.len(), expected.len(), "{}: {what}: number of values", self.name);
         let (mut worst, mut at) = (0f32, 0);
         for (i, (f, e)) in found.iter().zip(expected).enumerate() {

@@ -4,4 +4,5 @@ pub(crate) mod fixture;
 mod internvl;
 mod llava_med;
 mod metrics;
+mod peft;
 mod qwen_vl;

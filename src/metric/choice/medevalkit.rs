@@ -1,7 +1,7 @@
 //! The rules of MedEvalKit (9b12e3b), misjudgements included: `The correct answer is: A` is wrong because of a blank,
 //! and a reply that resembles no option counts as the first.
 
-use super::{Choice, ChoiceRule, letters};
+use super::{Choice, ChoiceRule, ClosedRule, letters};
 use crate::metric::similarity::most_similar;
 
 /// Multiple choice.
@@ -15,6 +15,19 @@ pub const MEDEVALKIT: ChoiceRule = ChoiceRule {
         let cells: Vec<String> = options.iter().zip(letters()).map(|(o, letter)| format!("{letter}. {o}")).collect();
         let key = letters().nth(right).unwrap_or('?').to_string();
         multiple_choice(reply, &cells, &key)
+    },
+};
+
+/// Closed questions.
+pub const CLOSED: ClosedRule = ClosedRule {
+    key: "closed_accuracy_medevalkit",
+    compat: "medevalkit",
+    name: "Closed accuracy, MedEvalKit rule",
+    about: "Share of closed questions counted as right by MedEvalKit's rules, for comparison with published numbers only.",
+    signature: "closed_accuracy_medevalkit|v1|rule=MedEvalKit 9b12e3b, substrings for yes and no, else equality|rows=answer_type CLOSED",
+    judge: |reply, answer| match answer.trim().to_lowercase().as_str() {
+        yes_no @ ("yes" | "no") => yes_or_no(reply, yes_no),
+        other => closed_text(reply, other),
     },
 };
 

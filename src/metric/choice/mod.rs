@@ -1,4 +1,5 @@
-//! Multiple-choice questions: which option a reply means, by our own rule and by those of published evaluations.
+//! Questions with a few possible answers: which option a reply means, by our own rule and by those of published
+//! evaluations.
 
 use std::sync::LazyLock;
 
@@ -40,6 +41,23 @@ pub struct ChoiceRule {
     pub signature: &'static str,
     /// Reads a reply, given the options without letters and the index of the right one.
     pub judge: fn(reply: &str, options: &[String], right: usize) -> Choice,
+}
+
+/// A published rule for closed questions.
+#[derive(Debug)]
+pub struct ClosedRule {
+    /// Stable key in result files.
+    pub key: &'static str,
+    /// Name after `--compat`.
+    pub compat: &'static str,
+    /// Name in tables.
+    pub name: &'static str,
+    /// What it measures, one sentence.
+    pub about: &'static str,
+    /// Exact definition. Numbers with different signatures are not comparable.
+    pub signature: &'static str,
+    /// Whether a reply counts as right for a reference answer.
+    pub judge: fn(reply: &str, answer: &str) -> bool,
 }
 
 /// All rules, our own first.

@@ -137,10 +137,13 @@ fn batch_losses<V: Vlm>(
     Ok(means)
 }
 
-/// Positions of a row that count.
+/// Positions of a row that count: the answer, which is the last run of supervised tokens (chat formats also supervise
+/// marks of the turns before it), up to the end of its turn.
 fn scored(row: &Encoded, stop_ids: &[i32]) -> Vec<usize> {
-    let supervised = (1..row.labels.len()).filter(|p| row.labels[*p] != IGNORE);
-    supervised.take_while(|p| !stop_ids.contains(&row.labels[*p])).collect()
+    let supervised = |p: &usize| row.labels[*p] != IGNORE;
+    let Some(last) = (1..row.labels.len()).rev().find(supervised) else { return Vec::new() };
+    let first = (1..=last).rev().take_while(supervised).last().unwrap_or(last);
+    (first..=last).take_while(|p| !stop_ids.contains(&row.labels[*p])).collect()
 }
 
 /// Sum over `labels`, each predicted from the state at its place in `before`.

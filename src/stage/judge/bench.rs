@@ -41,7 +41,8 @@ type Anchors = RowsById<std::result::Result<Anchor, String>>;
 
 /// Verdicts of a judge, and the sample answers they were given beside.
 pub(super) struct Sitting {
-    found: RowFile<Verdict>,
+    /// Each verdict, with the judge's words where it said anything.
+    found: RowFile<(Verdict, Option<String>)>,
     /// Position of the verdict on each answer.
     order: Vec<usize>,
     /// Scores of each answer that has some.
@@ -52,6 +53,11 @@ pub(super) struct Sitting {
 impl Sitting {
     /// Verdicts in the order of the answers.
     pub(super) fn verdicts(&self) -> impl Iterator<Item = Result<Verdict>> + '_ {
+        self.with_replies().map(|row| row.map(|(verdict, _)| verdict))
+    }
+
+    /// Verdicts with the judge's words, in the order of the answers.
+    pub(super) fn with_replies(&self) -> impl Iterator<Item = Result<(Verdict, Option<String>)>> + '_ {
         self.order.iter().map(|i| self.found.row(*i))
     }
 }
@@ -168,10 +174,10 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn note(&self, i: usize, one: &Loaded, (outcome, _, requests): Ruled, sitting: &mut Sitting) -> Result<()> {
+    fn note(&self, i: usize, one: &Loaded, (outcome, reply, requests): Ruled, sitting: &mut Sitting) -> Result<()> {
         sitting.scores[i] = measure::scores(&outcome);
         let verdict = Verdict { id: one.sample.id.clone(), model: self.whose[i], outcome, requests };
-        sitting.order[i] = sitting.found.push(&verdict)?;
+        sitting.order[i] = sitting.found.push(&(verdict, reply))?;
         Ok(())
     }
 

@@ -1,17 +1,20 @@
 //! Numbers with intervals, tables and samples: `report.json` and `report.html`.
 
+use std::collections::HashMap;
+
 use super::{
     Ctx, Summary,
+    choices::{CHOICES, ChoiceAnswer},
     controls::ControlAnswer,
     encode::RejectedRow,
-    eval::{Answer, CONTROLS},
+    eval::{Answer, CONTROLS, Which},
     judge::Verdict,
 };
 use crate::{
     error::{Error, Result},
     judge::{Judged, Outcome, Ruling, last_answer},
     metric::{
-        choice::{CHOICE_RULES, ChoiceRule},
+        choice::{CHOICE_RULES, ChoiceRule, prefix},
         text::{Pair, TEXT_METRICS, TextMetricOptions},
     },
     plan::Plan,
@@ -65,6 +68,8 @@ pub struct Inputs {
     pub verdicts: Vec<Verdict>,
     /// `controls.jsonl`.
     pub controls: Vec<ControlAnswer>,
+    /// `choices.jsonl`.
+    pub choices: Vec<ChoiceAnswer>,
     /// What the judge says of each control answer; empty where controls are not judged.
     pub control_outcomes: ControlOutcomes,
     /// Text metrics of the answered rows; [`texts`] computes them.
@@ -82,7 +87,7 @@ pub struct Inputs {
 }
 
 /// Files whose hashes a report records, where they exist.
-const HASHED: [&str; 9] = [
+const HASHED: [&str; 10] = [
     "samples.jsonl",
     "kept.jsonl",
     "rejected.jsonl",
@@ -91,6 +96,7 @@ const HASHED: [&str; 9] = [
     "log.jsonl",
     "answers.jsonl",
     "controls.jsonl",
+    "choices.jsonl",
     "verdicts.jsonl",
 ];
 
@@ -136,6 +142,7 @@ pub fn read(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Inputs> {
         verdicts: dir.read_jsonl("verdicts.jsonl")?,
         log: if optional("log.jsonl") { dir.read_jsonl("log.jsonl")? } else { Vec::new() },
         controls: if optional(CONTROLS) { dir.read_jsonl(CONTROLS)? } else { Vec::new() },
+        choices: if optional(CHOICES) { dir.read_jsonl(CHOICES)? } else { Vec::new() },
         judge: judge.signature(),
         device: ctx.device_spec.to_string(),
         leak: if optional("qc.json") { leak(&dir.read_json("qc.json")?) } else { Vec::new() },
@@ -192,7 +199,8 @@ pub fn texts(inputs: &Inputs, ctx: &Ctx) -> Result<Vec<TextValues>> {
     Ok(found)
 }
 
-/// Every rule of multiple choice on the answered rows that have options; none where no row has.
+/// Every rule of multiple choice on the answered rows that have options, and likelihoods where they were computed; none
+/// where no row has options.
 ///
 /// # Errors
 /// Answers, verdicts and rows do not belong together.
@@ -202,7 +210,7 @@ pub fn choices(inputs: &Inputs) -> Result<Vec<TextValues>> {
         let value = |row: &numbers::Judged<'_>| {
             let right = row.sample.right_option()?;
             let choice = (rule.judge)(row.answers[which], &row.sample.options, right);
-            Some(f64::from(u8::from(choice.correct)))
+            Some(share(choice.correct))
         };
         rows.iter().map(value).collect()
     };
@@ -213,7 +221,22 @@ pub fn choices(inputs: &Inputs) -> Result<Vec<TextValues>> {
         signature: rule.signature.into(),
         values: [of(rule, 0), of(rule, 1)],
     });
-    Ok(values.filter(|v| v.values.iter().flatten().any(Option::is_some)).collect())
+    let likely: HashMap<(Which, &str), bool> =
+        inputs.choices.iter().map(|c| ((c.model, c.id.as_str()), c.correct)).collect();
+    let by_likelihood =
+        |row: &numbers::Judged<'_>, model: Which| Some(share(*likely.get(&(model, row.sample.id.as_str()))?));
+    let likelihood = TextValues {
+        key: prefix::KEY.into(),
+        name: prefix::NAME.into(),
+        about: prefix::ABOUT.into(),
+        signature: prefix::SIGNATURE.into(),
+        values: [Which::Base, Which::Tuned].map(|m| rows.iter().map(|r| by_likelihood(r, m)).collect()),
+    };
+    Ok(values.chain([likelihood]).filter(|v| v.values.iter().flatten().any(Option::is_some)).collect())
+}
+
+fn share(right: bool) -> f64 {
+    f64::from(u8::from(right))
 }
 
 /// The numbers of the leak check in `qc.json`: counts as they are, lists by their length.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     BROWSER, CategoryRow, Change, ControlRow, Inputs, MetricRow, Probes, Report, STYLE, TABLES, chart, failed,
     numbers::{Judged, correct, join},
-    published::{VQA_COLUMNS, WHY_2, WHY_3},
+    published::{VQA_COLUMNS, WHY_3, why_2},
     tables, words,
 };
 use crate::{
@@ -132,7 +132,7 @@ struct Page<'a> {
     strata: Vec<(String, Vec<Line>)>,
     table_2: Vec<tables::Line>,
     columns_2: Vec<&'static str>,
-    why_2: &'static [&'static str],
+    why_2: Vec<String>,
     table_3: Vec<tables::VqaLine>,
     columns_3: Vec<&'static str>,
     why_3: &'static [&'static str],
@@ -175,7 +175,7 @@ pub fn html(inputs: &Inputs, report: &Report) -> Result<String> {
         strata: report.strata.iter().map(|s| (s.title.clone(), categories(&s.rows))).collect(),
         table_2: if report.table_2.is_empty() { Vec::new() } else { tables::table_2(&report.table_2) },
         columns_2: tables::COLUMNS.iter().map(|c| c.1).collect(),
-        why_2: &WHY_2,
+        why_2: why_2(&inputs.plan.data.source),
         table_3: report.table_3.as_ref().map_or_else(Vec::new, |ours| tables::table_3(Some(ours))),
         columns_3: VQA_COLUMNS.iter().map(|c| c.1).collect(),
         why_3: &WHY_3,

@@ -141,9 +141,34 @@ pub const WHY_3: [&str; 3] = [
     "The published numbers are zero-shot. A model that was trained on the data set's own questions is not comparable.",
 ];
 
+/// [`WHY_2`] for rows of a source, as `medtune datasets` calls it.
+#[must_use]
+pub fn why_2(source: &str) -> Vec<String> {
+    let own = match source {
+        "medhalltune" => None,
+        "phantom" => Some(
+            "The images of this run are drawn by a program, its model is tiny and its judge goes by rules: with the              published rows it shares the names of the columns and nothing else."
+                .to_string(),
+        ),
+        other => Some(format!(
+            "The rows of this run come from {other}, not from the paper's test set, so a difference from a published row \
+             says nothing about either."
+        )),
+    };
+    own.into_iter().chain(WHY_2.iter().map(|w| (*w).to_string())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_other_sources_are_called_other_rows() {
+        assert_eq!(why_2("medhalltune"), WHY_2);
+        assert!(why_2("phantom")[0].contains("drawn by a program"));
+        assert!(why_2("slake")[0].contains("come from slake"));
+        assert_eq!(why_2("slake")[1..], WHY_2);
+    }
 
     #[test]
     fn published_values_are_in_range() {

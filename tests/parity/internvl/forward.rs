@@ -18,7 +18,7 @@ use super::{
     files::{self, Tensors},
     text::{normalized, records},
 };
-use crate::parity::fixture::Checks;
+use crate::parity::fixture::{self, Checks};
 
 pub(super) fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().try_to_vec().unwrap()
@@ -33,7 +33,7 @@ pub(super) fn near(checks: &mut Checks, what: &str, found: &[f32], expected: &[f
 }
 
 pub(super) fn check(checks: &mut Checks) {
-    let device = Device::flex();
+    let device = fixture::device();
     for (golden, checkpoint) in files::kinds() {
         let model = load_dir(&checkpoint, &Default::default(), &device).unwrap();
         check_vision(&golden, &model, &device, checks);

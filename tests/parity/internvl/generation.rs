@@ -14,13 +14,13 @@ use medtune::{
 use serde_json::{Map, Value, json};
 
 use super::files::{self, Tensors, root};
-use crate::parity::fixture::Checks;
+use crate::parity::fixture::{self, Checks};
 
 const LOGITS: f32 = 5e-4;
 const SCORES: f32 = 1e-4;
 
 pub(super) fn check(checks: &mut Checks) {
-    let device = Device::flex();
+    let device = fixture::device();
     for (golden, checkpoint) in files::kinds() {
         let description: Map<String, Value> = files::json(&golden.join("generate.json"));
         let model = load_dir(&checkpoint, &Default::default(), &device).unwrap();

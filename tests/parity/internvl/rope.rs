@@ -19,7 +19,7 @@ use super::{
     files::{self, Tensors},
     forward::values,
 };
-use crate::parity::fixture::Checks;
+use crate::parity::fixture::{self, Checks};
 
 #[derive(Deserialize)]
 struct Cases {
@@ -46,7 +46,7 @@ struct Input {
 }
 
 pub(super) fn check(checks: &mut Checks) {
-    let device = Device::flex();
+    let device = fixture::device();
     for (golden, checkpoint) in files::kinds() {
         let model = load_dir(&checkpoint, &Default::default(), &device).unwrap();
         check_cases(&golden, &model, &device, checks);

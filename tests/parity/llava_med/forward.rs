@@ -25,7 +25,7 @@ use medtune::{
 };
 use serde_json::Value;
 
-use crate::parity::fixture::{Checks, Tensors, json, root};
+use crate::parity::fixture::{self, Checks, Tensors, json, root};
 
 const VISION: f32 = 1e-4;
 const LOGITS: f32 = 5e-4;
@@ -35,7 +35,7 @@ pub(super) fn check(checks: &mut Checks) {
     let root = root("llava_med");
     full_size(checks, &root);
     pickled(checks, &root);
-    let plain = Device::flex();
+    let plain = fixture::device();
     // the composed attention runs with autodiff, the fused one without
     for device in [plain.clone(), plain.autodiff()] {
         let fixture = Fixture::open(&root, &device);

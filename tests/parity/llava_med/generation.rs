@@ -9,7 +9,7 @@ use medtune::{
 use serde_json::Value;
 
 use super::forward::Fixture;
-use crate::parity::fixture::{Checks, Tensors, json, root};
+use crate::parity::fixture::{self, Checks, Tensors, json, root};
 
 const LOGITS: f32 = 5e-4;
 const SCORES: f32 = 1e-4;
@@ -18,7 +18,7 @@ const PROBABILITIES: f32 = 1e-5;
 pub(super) fn check(checks: &mut Checks) {
     let root = root("llava_med");
     let golden = root.join("golden");
-    let device = Device::flex();
+    let device = fixture::device();
     let fixture = Fixture::open(&root, &device);
     let case = Cases {
         tensors: Tensors::open(&golden.join("generation.safetensors")),

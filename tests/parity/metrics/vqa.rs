@@ -1,6 +1,12 @@
 //! VQA metrics against LLaVA-Med's own evaluation script.
 
-use medtune::metric::{closed_accuracy, open_recall, vqa_text::normalise};
+use std::collections::BTreeSet;
+
+use medtune::metric::{
+    closed_accuracy, open_recall,
+    open_table::{Known, LINES, values},
+    vqa_text::normalise,
+};
 
 use super::{each_case, each_file, number, string};
 
@@ -31,6 +37,9 @@ fn cases() {
 #[test]
 fn aggregate() {
     each_file("vqa_llavamed_aggregate", |checks, run| {
+        let candidates = run["candidate"].as_array().unwrap().iter().map(|c| c.as_str().unwrap());
+        let known = Known::new(candidates);
+        let mut table = [0.0; LINES.len()];
         let mut sums = [0.0; 5];
         let (mut open, mut closed) = (0.0, 0.0);
         for (item, prediction) in run["items"].as_array().unwrap().iter().zip(run["predictions"].as_array().unwrap()) {
@@ -40,6 +49,9 @@ fn aggregate() {
             if string(item, "answer_type") == "OPEN" {
                 let found = open_recall::scores(answer, reference);
                 for (sum, value) in sums.iter_mut().zip([found.exact, found.f1, found.precision, found.recall]) {
+                    *sum += value;
+                }
+                for (sum, value) in table.iter_mut().zip(values(answer, reference, &known)) {
                     *sum += value;
                 }
                 open += 1.0;
@@ -54,5 +66,22 @@ fn aggregate() {
             // The original prints six significant digits.
             checks.near(name, 100.0 * sum / n, expected, 5e-5 * expected.max(1.0));
         }
+        let lines = [
+            "exact match score",
+            "f1 score",
+            "precision",
+            "bleu_score",
+            "bleu_score_1",
+            "bleu_score_2",
+            "bleu_score_3",
+            "open accuracy",
+        ];
+        for (name, sum) in lines.into_iter().zip(table) {
+            let expected = number(&run["expected"], name);
+            checks.near(name, 100.0 * sum / open, expected, 5e-5 * expected.max(1.0));
+        }
+        let told: BTreeSet<&str> = names.into_iter().chain(lines).collect();
+        let printed: BTreeSet<&str> = run["expected"].as_object().unwrap().keys().map(String::as_str).collect();
+        checks.equal("lines of the table", told, printed);
     });
 }

@@ -17,7 +17,7 @@ use super::{
     Family, floats,
     text::{list, text},
 };
-use crate::parity::fixture::{Checks, Tensors, json};
+use crate::parity::fixture::{self, Checks, Tensors, json};
 
 pub(super) const LOGITS: f32 = 5e-4;
 const LONG_LOGITS: f32 = 3e-4;
@@ -29,7 +29,7 @@ const TOKEN_LOSS: f32 = 3e-4;
 
 pub(super) fn check(checks: &mut Checks) {
     let family = Family::open();
-    let plain = Device::flex();
+    let plain = fixture::device();
     // The composed attention runs with autodiff, the fused one without.
     for device in [plain.clone(), plain.autodiff()] {
         let model = family.model(&device).no_grad();

@@ -17,14 +17,14 @@ use super::{
     forward::{LOGITS, batch, logits, overridden},
     text::{ints, list, text},
 };
-use crate::parity::fixture::{Checks, Tensors, json};
+use crate::parity::fixture::{self, Checks, Tensors, json};
 
 const SCORES: f32 = 1e-4;
 const PROBABILITIES: f32 = 1e-6;
 
 pub(super) fn check(checks: &mut Checks) {
     let family = Family::open();
-    let device = Device::flex();
+    let device = fixture::device();
     let cases = Cases {
         model: family.model(&device),
         tensors: Tensors::open(&family.golden("generate.safetensors")),

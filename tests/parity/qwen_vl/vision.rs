@@ -18,7 +18,7 @@ use medtune::{
 };
 
 use super::{Family, floats};
-use crate::parity::fixture::{Checks, Tensors, json};
+use crate::parity::fixture::{self, Checks, Tensors, json};
 
 const VALUES: f32 = 1e-5;
 const NORMED: f32 = 5e-5;
@@ -28,7 +28,7 @@ const TABLES: f32 = 5e-6;
 pub(super) fn check(checks: &mut Checks) {
     let family = Family::open();
     let tensors = Tensors::open(&family.golden("vision.safetensors"));
-    let plain = Device::flex();
+    let plain = fixture::device();
     // The composed attention runs with autodiff, the fused one without.
     for device in [plain.clone(), plain.clone().autodiff()] {
         let model = family.model(&device);
@@ -162,7 +162,7 @@ fn sincos(rest: &str, shape: &[usize]) -> Vec<f32> {
     let (width, side): (usize, usize) = (width.parse().unwrap(), side.parse().unwrap());
     let step = |all: usize, kept: usize| (1..=all).find(|step| all.div_ceil(*step) == kept).unwrap();
     let (down, across) = (step(side * side, shape[0]), step(width, shape[1]));
-    let values = floats(sincos_table(width, side, &Device::flex()));
+    let values = floats(sincos_table(width, side, &fixture::device()));
     values.chunks(width).step_by(down).flat_map(|row| row.iter().step_by(across).copied().collect::<Vec<_>>()).collect()
 }
 
