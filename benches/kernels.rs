@@ -1,21 +1,32 @@
-//! Fused operations against the forms Burn composes them of, forward and backward, on the CPU.
+//! Fused operations against the forms Burn composes them of, forward and backward.
 //!
-//! `cargo bench` runs all; `cargo bench -- swiglu` one group; `RAYON_NUM_THREADS=1` on one core.
+//! `cargo bench` runs all; `cargo bench -- swiglu` one group; `RAYON_NUM_THREADS=1` on one core; `MEDTUNE_DEVICE=wgpu` (of
+//! a build with that feature) on another device.
 
-use std::{hint::black_box, time::Duration};
+#![expect(clippy::print_stdout, reason = "a benchmark says how much memory it took")]
 
-use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor, TensorData, activation, module};
+use std::time::Duration;
+
+use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, TensorData, activation, module};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use medtune::kernel::{
-    attention::attention,
-    cross_entropy::cross_entropy,
-    gelu::{gelu, quick_gelu},
-    linear::{linear, low_rank_linear},
-    norm::{layer_norm, rms_norm},
-    rope::rotate,
-    softmax::masked_softmax,
-    swiglu::swiglu,
+use medtune::{
+    device::policy::Policy,
+    kernel::{
+        attention::attention,
+        cross_entropy::cross_entropy,
+        gelu::{gelu, quick_gelu},
+        linear::{linear, low_rank_linear},
+        norm::{add_rms_norm, layer_norm, rms_norm},
+        pixel_shuffle::pixel_shuffle,
+        rope::rotate,
+        softmax::masked_softmax,
+        swiglu::swiglu,
+    },
 };
+
+use timing::{device, print_memory, read, timed};
+
+mod timing;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,7 +39,7 @@ const INNER: usize = 1408;
 const WIDTH: usize = 512;
 
 fn values<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex().autodiff()).require_grad()
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device().autodiff()).require_grad()
 }
 
 /// Times an operation and the gradients of its sum, in both forms.
@@ -41,9 +52,14 @@ fn compare<const D: usize>(
 ) {
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(input.dims().iter().product::<usize>() as u64));
-    group.bench_function("fused", |b| b.iter(|| black_box(fused(input.clone()).sum().backward())));
-    group.bench_function("composed", |b| b.iter(|| black_box(composed(input.clone()).sum().backward())));
+    let gradient = |out: Tensor<D>| {
+        let mut gradients = out.sum().backward();
+        read(input.grad_remove(&mut gradients).expect("the operation depends on its input"));
+    };
+    group.bench_function("fused", |b| timed(b, &device(), || gradient(fused(input.clone()))));
+    group.bench_function("composed", |b| timed(b, &device(), || gradient(composed(input.clone()))));
     group.finish();
+    print_memory(name);
 }
 
 fn kernels(criterion: &mut Criterion) {
@@ -58,10 +74,26 @@ fn kernels(criterion: &mut Criterion) {
         x * scale * weight.clone().unsqueeze()
     };
     compare(criterion, "rms_norm", &x, |x| rms_norm(x, weight.clone(), 1e-5), composed);
+    let branch = values([ROWS, WIDTH]);
+    let fused = |x: Tensor<2>| {
+        let (sum, normed) = add_rms_norm(x, branch.clone(), weight.clone(), 1e-5);
+        sum + normed
+    };
+    let apart = |x: Tensor<2>| {
+        let sum = x + branch.clone();
+        sum.clone() + composed(sum)
+    };
+    compare(criterion, "add_rms_norm", &x, fused, apart);
     let composed = |x| module::layer_norm(x, weight.clone(), Some(bias.clone()), 1e-5);
     compare(criterion, "layer_norm", &x, |x| layer_norm(x, weight.clone(), bias.clone(), 1e-5), composed);
 
-    let (scores, mask) = (values([4, 8, 256, 256]), Tensor::<4>::zeros([1, 1, 256, 256], &Device::flex()));
+    // a tile of InternVL: 32 x 32 patches
+    let patches = values([1, 1024, 1024]);
+    let composed =
+        |x: Tensor<3>| x.reshape([1, 16, 2, 16, 2, 1024]).permute([0, 1, 3, 2, 4, 5]).reshape([1, 256, 4096]);
+    compare(criterion, "pixel_shuffle", &patches, |x| pixel_shuffle(x, 2, false), composed);
+
+    let (scores, mask) = (values([4, 8, 256, 256]), Tensor::<4>::zeros([1, 1, 256, 256], &device()));
     let composed = |x| activation::softmax(x + mask.clone(), 3);
     compare(criterion, "masked_softmax", &scores, |x| masked_softmax(x, mask.clone()), composed);
 }
@@ -71,11 +103,12 @@ fn frozen(shape: [usize; 2]) -> Tensor<2> {
     values(shape).without_autodiff()
 }
 
-/// Products: of a small batch, of a layer of a 7B model with its weight in bf16, of a cached step of eight rows.
+/// Products: of a small batch, of a layer of a 7B model with its weight in a half type (bf16 on the CPU), of a cached step of eight rows.
 fn products(criterion: &mut Criterion) {
+    let half = Policy::of(&device()).halves(&device()).first().copied().unwrap_or(FloatDType::F32);
     for (name, rows, d_input, d_output, dtype) in [
         ("linear_f32_1024x512x1408", ROWS, WIDTH, INNER, FloatDType::F32),
-        ("linear_bf16_256x4096x4096", 256, 4096, 4096, FloatDType::BF16),
+        ("linear_half_256x4096x4096", 256, 4096, 4096, half),
         ("linear_f32_8x512x1408", 8, WIDTH, INNER, FloatDType::F32),
     ] {
         // as checkpoints have it: `[d_output, d_input]`
@@ -99,8 +132,8 @@ fn attentions(criterion: &mut Criterion) {
         let (k, v) = (values([rows, kv_heads, length, dim]), values([rows, kv_heads, length, dim]));
         let ends: Vec<i32> = (1..=length as i32).flat_map(|end| [0, end]).collect();
         let ranges = TensorData::new(ends, [1, length, 2]);
-        let ranges = Tensor::<3, Int>::from_data(ranges, (&Device::flex(), DType::I32));
-        let seen = Tensor::<2>::ones([length, length], &Device::flex()).tril(0);
+        let ranges = Tensor::<3, Int>::from_data(ranges, (&device(), DType::I32));
+        let seen = Tensor::<2>::ones([length, length], &device()).tril(0);
         let bias = (seen - 1.0).mul_scalar(1e30).reshape([1, 1, length, length]);
         let scale = (dim as f64).powf(-0.5);
         let composed = |q: Tensor<4>| {
@@ -130,17 +163,21 @@ fn rows(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cross_entropy_1024x8192");
     let logits = values([ROWS, 8192]).without_autodiff();
     let labels: Vec<i32> = (0..ROWS as i32).map(|i| i * 7 % 8192).collect();
-    let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [ROWS]), (&Device::flex(), DType::I32));
+    let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [ROWS]), (&device(), DType::I32));
     group.throughput(Throughput::Elements((ROWS * 8192) as u64));
-    group.bench_function("fused", |b| b.iter(|| black_box(cross_entropy(logits.clone(), labels.clone()))));
+    group.bench_function("fused", |b| {
+        timed(b, &device(), || read(cross_entropy(logits.clone(), labels.clone()).1));
+    });
     group.bench_function("composed", |b| {
-        b.iter(|| {
+        timed(b, &device(), || {
             let leaf = logits.clone().autodiff().require_grad();
-            let picked = activation::log_softmax(leaf, 1).gather(1, labels.clone().unsqueeze_dim(1));
-            black_box(picked.sum().neg().backward())
+            let picked = activation::log_softmax(leaf.clone(), 1).gather(1, labels.clone().unsqueeze_dim(1));
+            let mut gradients = picked.sum().neg().backward();
+            read(leaf.grad_remove(&mut gradients).expect("the loss depends on its logits"));
         });
     });
     group.finish();
+    print_memory("cross-entropy");
 }
 
 criterion_group! {

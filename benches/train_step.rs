@@ -41,7 +41,7 @@ fn main() {
     };
     let quick = arguments.iter().any(|a| a == "--quick");
     rayon::ThreadPoolBuilder::new().num_threads(number("--threads", 2)).build_global().expect("no pool exists yet");
-    let device = DeviceSpec::Cpu.open().expect("the CPU is always there");
+    let device = DeviceSpec::from_env().and_then(|spec| spec.open()).unwrap_or_else(|error| panic!("{error}"));
     let base = match option("--model") {
         Some(dir) => load(Path::new(dir), &device),
         None => common::model(&device),

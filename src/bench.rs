@@ -16,6 +16,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use serde::Serialize;
 
 use crate::{
+    adapter::Quantization,
     error::{Error, Kind, Result},
     loader::{Position, StepRows},
     models::{self, AnyVlm, LoadOptions},
@@ -58,6 +59,8 @@ pub struct Report {
     pub device: String,
     /// Type of the matrices in memory.
     pub dtype: &'static str,
+    /// How the linear modules of the language model are held, if not in that type.
+    pub quantization: Quantization,
     /// Parameters.
     pub parameters: usize,
     /// Those that are trained.
@@ -133,9 +136,10 @@ pub fn run(plan: &Plan, base: &Path, settings: Settings, dir: &RunDir, ctx: &Ctx
     let predicted_memory_bytes =
         predict(plan, base, &model, &batches(&row, settings, 0, processor.pad_id()), settings, ctx)?;
     let fingerprint = String::new();
+    let adapter = plan.adapter_config();
     let job = Job {
         config: &plan.train,
-        adapter: &plan.adapter,
+        adapter: &adapter,
         seed: plan.seed,
         dir,
         ctx,
@@ -174,6 +178,7 @@ pub fn run(plan: &Plan, base: &Path, settings: Settings, dir: &RunDir, ctx: &Ctx
         checkpoint: base.to_path_buf(),
         device: ctx.device_spec.to_string(),
         dtype,
+        quantization: plan.model.quantization,
         parameters,
         trainable_parameters,
         rows: batch.rows,
@@ -239,7 +244,7 @@ fn predict(plan: &Plan, base: &Path, model: &AnyVlm, micro: &[Batch], settings: 
         all_rows: 0,
         all_tiles: batch.pixels.len() * micro.len() * (settings.warmup + settings.steps),
     };
-    Ok(account(model, &plan.train, &plan.adapter, Machine { cpu, held }, &load)?.peak)
+    Ok(account(model, &plan.train, &plan.adapter_config(), Machine { cpu, held }, &load)?.peak)
 }
 
 /// A row with one image, a question, and an answer that fills it up to `length` positions.

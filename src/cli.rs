@@ -10,6 +10,7 @@ use crate::{
     device::DeviceSpec,
     export::{Format, View},
     fit::Size,
+    kernel::Kernels,
     score::read::Part,
     weights::Dtype,
 };
@@ -45,6 +46,9 @@ pub struct Global {
     /// Where tensors live: cpu, wgpu[:i], vulkan[:i], cuda[:i], or auto for the best; `medtune devices` lists them
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE", help_heading = "Everywhere")]
     pub device: DeviceSpec,
+    /// Kernels of medtune's own, or operations composed of Burn's: to tell which one a wrong number comes from
+    #[arg(long, global = true, value_enum, value_name = "WHICH", help_heading = "Everywhere")]
+    pub kernels: Option<Kernels>,
 }
 
 /// A recipe with overrides, and where its results go.
@@ -283,6 +287,15 @@ pub enum Verb {
         after_help = "Example:\n  medtune merge --model run/phantom/base --adapter run/phantom/adapter --out merged"
     )]
     Merge(MergeArgs),
+    /// Take an adapter off the checkpoint that it was folded into, and write the base again
+    ///
+    /// Before anything is written, the base with the adapter beside it must give the same logits as the merged model, and
+    /// the base alone those that it gave when `merge` or `export` wrote the checkpoint. Adapters that changed more than
+    /// they added (DoRA, whole modules, biases) are refused.
+    #[command(
+        after_help = "Examples:\n  medtune unmerge --model merged --out base\n  medtune unmerge --model merged --adapter run/phantom/adapter --out base"
+    )]
+    Unmerge(UnmergeArgs),
     /// Write a model as other programs load it: Hugging Face layout, any adapter folded in
     ///
     /// DIR is a checkpoint directory or a run directory; a run's adapter is folded into its base model, and copied as it
@@ -516,6 +529,28 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR[:WEIGHT]", required = true)]
     pub adapter: Vec<AdapterRef>,
     /// Directory for the merged checkpoint
+    #[arg(long, short, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// What `unmerge` needs.
+#[derive(Debug, Clone, Args)]
+pub struct UnmergeArgs {
+    /// Merged checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Adapter that was folded in, in PEFT layout, with the weight that it had; may be repeated [default: those that
+    /// `merge` left beside the model]
+    #[arg(long, value_name = "DIR[:WEIGHT]")]
+    pub adapter: Vec<AdapterRef>,
+    /// Directory with other weights for the vision tower
+    #[arg(long, value_name = "DIR")]
+    pub vision_tower: Option<PathBuf>,
+    /// Type in which the weights are held and written; auto is that of the checkpoint, or float32 for a small one on the
+    /// CPU
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
+    pub dtype: Dtype,
+    /// Directory for the base
     #[arg(long, short, value_name = "DIR")]
     pub out: PathBuf,
 }

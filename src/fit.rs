@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::Serialize;
 
 use crate::{
+    adapter::Quantization,
     device::{DeviceSpec, policy::LARGE},
     error::{Error, Kind, Result},
     models::{self, AnyVlm, ModelDef},
@@ -12,7 +13,7 @@ use crate::{
     plan::{Plan, embedded_name},
     stage::encode::EncodeReport,
     train::{
-        Recompute,
+        Recompute, TowerMode,
         memory::{Held, Load, Machine, Memory, account},
     },
     vlm::Vlm,
@@ -115,7 +116,8 @@ impl Situation {
         let wanted = plan.model.dtype.explicit();
         let kept = match wanted {
             Some(dtype) => dtype != burn::tensor::FloatDType::F32,
-            None => half && (!self.cpu || bytes >= LARGE || plan.train.offload_params),
+            // What is packed is read from its file once.
+            None => half && (!self.cpu || bytes >= LARGE || plan.train.offload_params || (packs(plan) && mappable)),
         };
         let held = match kept {
             false => Held::Float32,
@@ -146,8 +148,12 @@ impl Situation {
     /// # Errors
     /// A target pattern cannot be understood or matches nothing.
     pub fn predict(&self, plan: &Plan) -> Result<Memory> {
-        account(&self.model, &plan.train, &plan.adapter, self.machine(plan), &self.load(plan))
+        account(&self.model, &plan.train, &plan.adapter_config(), self.machine(plan), &self.load(plan))
     }
+}
+
+fn packs(plan: &Plan) -> bool {
+    plan.model.quantization != Quantization::None
 }
 
 /// How the checkpoint of `plan` stores its weights; without one, how its release does.
@@ -208,6 +214,9 @@ pub struct Fit {
     pub gave_up: Vec<String>,
     /// What it needs then.
     pub peak: u64,
+    /// What would fit as well if weights in few bits took the place of weights that stay on disk: the override, and what
+    /// is needed then.
+    pub instead: Option<(String, u64)>,
 }
 
 impl Fit {
@@ -220,6 +229,10 @@ impl Fit {
             false => format!("made to fit into {limit}: {gibibytes:.1} GiB predicted; given up:"),
         }];
         lines.extend(self.gave_up.iter().map(|cost| format!("  {cost}")));
+        lines.extend(self.instead.iter().map(|(set, peak)| {
+            let gibibytes = *peak as f64 / (1u64 << 30) as f64;
+            format!("weights in memory fit as well in few bits, which changes what is learnt: --set {set}, {gibibytes:.1} GiB")
+        }));
         lines
     }
 }
@@ -231,8 +244,9 @@ struct Step {
     cost: &'static str,
 }
 
-/// From the least to the most that is given up. No step changes what is learnt, beyond rounding.
-const STEPS: [Step; 4] = [
+/// From the least to the most that is given up. Only the last three change what is learnt by more than rounding: so the
+/// disk comes before them.
+const STEPS: [Step; 7] = [
     Step {
         applies: |plan, _| plan.train.recompute != Recompute::Always,
         apply: |plan, all| {
@@ -266,7 +280,35 @@ const STEPS: [Step; 4] = [
         cost: "frozen weights are read from their file layer by layer, twice a pass: as fast as the disk, or the \
                system's cache of it",
     },
+    Step {
+        applies: |plan, s| can_pack(plan, s) && plan.model.quantization == Quantization::None,
+        apply: |plan, all| pack(plan, all, Quantization::Int8),
+        cost: "the frozen linear modules of the language model are rounded to 8 bits: another base, and so another \
+               result, a little",
+    },
+    Step {
+        applies: |plan, s| can_pack(plan, s) && plan.model.quantization == Quantization::Int8,
+        apply: |plan, all| pack(plan, all, Quantization::Nf4),
+        cost: "to 4 bits (QLoRA's NF4) instead: more so",
+    },
+    Step {
+        applies: |plan, s| can_pack(plan, s) && plan.model.quantization == Quantization::Nf4,
+        apply: |plan, all| pack(plan, all, Quantization::Nf4Double),
+        cost: "and the scales of their blocks to 8 bits",
+    },
 ];
+
+/// Whether weights in few bits are worth a try: not where they stay in their file, which takes less and is exact. On other
+/// devices than the CPU every product would fetch its weight from the host.
+fn can_pack(plan: &Plan, situation: &Situation) -> bool {
+    situation.cpu && !plan.train.offload_params && plan.train.language != TowerMode::Full
+}
+
+fn pack(plan: &mut Plan, all: &mut Vec<String>, kind: Quantization) {
+    plan.model.quantization = kind;
+    all.retain(|set| !set.starts_with("model.quantization="));
+    all.push(format!("model.quantization={kind}"));
+}
 
 /// Single changes that lower what `plan` needs by more than a hundredth: overrides, and the peak with them.
 ///
@@ -295,6 +337,11 @@ pub fn alternatives(plan: &Plan, situation: &Situation) -> Result<Vec<(Vec<Strin
     for step in STEPS.iter().filter(|s| (s.applies)(plan, situation)) {
         let (mut trial, mut overrides) = (plan.clone(), Vec::new());
         (step.apply)(&mut trial, &mut overrides);
+        consider(trial, overrides)?;
+    }
+    if can_pack(plan, situation) && !packs(plan) {
+        let (mut trial, mut overrides) = (plan.clone(), Vec::new());
+        pack(&mut trial, &mut overrides, Quantization::Nf4);
         consider(trial, overrides)?;
     }
     Ok(found)
@@ -334,13 +381,31 @@ pub fn choose(plan: &Plan, situation: &Situation, limit: &Size) -> Result<Fit> {
                     global / rows
                 ));
             }
-            return Ok(Fit { overrides, gave_up, peak });
+            let instead = instead(plan, &trial, situation, limit)?;
+            return Ok(Fit { overrides, gave_up, peak, instead });
         }
     }
     Err(Error::new(Kind::Config, "this training does not fit")
         .at(format!("--fit {limit}"))
         .expected(format!("at least {:.1} GiB, with everything given up that can be", least as f64 / f64::from(1 << 30)))
         .help("lower train.max_length or adapter.r, train fewer towers, or take a smaller model; `medtune plan` shows what needs the memory"))
+}
+
+/// The first kind of few bits with which `plan` fits without the weights on disk that `fitted` needs, if it has not asked
+/// for these itself.
+fn instead(plan: &Plan, fitted: &Plan, situation: &Situation, limit: &Size) -> Result<Option<(String, u64)>> {
+    if !fitted.train.offload_params || plan.train.offload_params || packs(plan) || !can_pack(plan, situation) {
+        return Ok(None);
+    }
+    for kind in [Quantization::Int8, Quantization::Nf4, Quantization::Nf4Double] {
+        let mut trial = plan.clone();
+        trial.model.quantization = kind;
+        let Ok(fit) = choose(&trial, situation, limit) else { continue };
+        if fit.overrides.iter().all(|set| set != "train.offload_params=true") {
+            return Ok(Some((format!("model.quantization={kind}"), fit.peak)));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -364,9 +429,14 @@ mod tests {
     }
 
     fn seven_b(device: DeviceSpec) -> (Plan, Situation) {
+        large("llava_med", "v1.5-7b", device)
+    }
+
+    fn large(family: &str, preset: &str, device: DeviceSpec) -> (Plan, Situation) {
+        let (name, shape) = (format!("model.name={family}"), format!("model.preset={preset}"));
         let overrides = [
-            "model.name=llava_med",
-            "model.preset=v1.5-7b",
+            name.as_str(),
+            shape.as_str(),
             "model.checkpoint=",
             "train.max_length=1024",
             "train.per_device_train_batch_size=8",
@@ -374,8 +444,8 @@ mod tests {
         ];
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
         let plan = Resolved::new("phantom", &overrides).unwrap().plan;
-        let family = models::find("llava_med").unwrap();
-        let (model, _) = (family.empty)("v1.5-7b", &DeviceSpec::Cpu.open().unwrap()).unwrap();
+        let family = models::find(family).unwrap();
+        let (model, _) = (family.empty)(preset, &DeviceSpec::Cpu.open().unwrap()).unwrap();
         let situation = Situation::new(&plan, model, &device, None, None).unwrap();
         (plan, situation)
     }
@@ -397,9 +467,46 @@ mod tests {
             assert_eq!(rows * value("train.gradient_accumulation_steps").unwrap_or(2), 16, "{fit:?}");
             let streams = overrides.iter().any(|o| o == "train.offload_params=true");
             assert_eq!(streams, limit == "8GiB", "{limit}: {fit:?}");
+            assert!(overrides.iter().all(|o| !o.starts_with("model.quantization")), "exact where it can be: {fit:?}");
+            // What QLoRA would do in its place is said.
+            assert_eq!(fit.instead.as_ref().map(|(set, _)| set.as_str()), streams.then_some("model.quantization=nf4"));
+            let lines = fit.lines(&size(limit)).join("\n");
+            assert_eq!(lines.contains("--set model.quantization=nf4"), streams, "{lines}");
         }
         let error = choose(&plan, &situation, &size("100MB")).unwrap_err().to_string();
         assert!(error.contains("does not fit") && error.contains("at least"), "{error}");
+    }
+
+    #[test]
+    fn few_bits_that_are_asked_for_come_before_the_disk() {
+        let (mut plan, situation) = seven_b(DeviceSpec::Cpu);
+        plan.model.quantization = Quantization::Nf4;
+        let fit = choose(&plan, &situation, &size("8GiB")).unwrap();
+        assert!(fit.overrides.iter().all(|o| !o.contains("offload_params") && !o.contains("quantization")), "{fit:?}");
+        assert!(fit.peak <= size("8GiB").bytes && fit.peak > 4_000_000_000, "{fit:?}");
+    }
+
+    #[test]
+    fn weights_that_cannot_stay_on_disk_are_rounded_last() {
+        let family = models::MODELS.iter().find(|d| d.release.layout == Layout::PyTorch).unwrap();
+        let preset = family.presets.iter().find(|p| p.name != models::TINY).unwrap();
+        let (plan, situation) = large(family.name, preset.name, DeviceSpec::Cpu);
+        let mut exact = plan.clone();
+        exact.train.per_device_train_batch_size = 1;
+        exact.train.gradient_accumulation_steps = 16;
+        let mut overrides = Vec::new();
+        for step in STEPS.iter().take(4) {
+            if (step.applies)(&exact, &situation) {
+                (step.apply)(&mut exact, &mut overrides);
+            }
+        }
+        assert!(!exact.train.offload_params, "its files cannot be mapped");
+        let least = situation.predict(&exact).unwrap().peak;
+        let fit = choose(&plan, &situation, &size(&(least - 1).to_string())).unwrap();
+        assert!(fit.overrides.contains(&"model.quantization=int8".to_string()), "{fit:?}");
+        assert!(fit.gave_up.iter().any(|cost| cost.contains("8 bits")) && fit.peak < least, "{fit:?}");
+        let found = alternatives(&plan, &situation).unwrap();
+        assert!(found.iter().all(|(set, _)| set != &["train.offload_params=true"]), "{found:?}");
     }
 
     #[test]

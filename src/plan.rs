@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     adapter::{AdapterConfig, Quantization},
     config::{Config, Document, Origin, Setting, to_toml},
+    device::DeviceSpec,
     error::{Error, Kind, Result},
     generate::GenerateConfig,
     judge::{AnchorPolicy, Judge, JudgeConfig},
     llm::LlmConfig,
-    models::{self, MODELS, ModelConfig, embedded},
+    models::{self, AnyVlm, MODELS, ModelConfig, embedded},
     qc::QcConfig,
     recipe::ConstructConfig,
     recipe::Recipe,
@@ -168,6 +169,28 @@ impl Plan {
                 .found(&self.recipe)
                 .help("`medtune recipes` lists them")
         })
+    }
+
+    /// The network, without weights.
+    ///
+    /// # Errors
+    /// There is no such model or preset, or its configuration cannot be read.
+    pub fn network(&self) -> Result<AnyVlm> {
+        let device = DeviceSpec::Cpu.open()?;
+        let options = self.model.load_options();
+        let Some(dir) = self.model.checkpoint.as_deref() else {
+            return Ok((models::find(&self.model.name)?.empty)(self.model.preset()?.name, &device)?.0);
+        };
+        let Some(name) = embedded_name(dir) else { return (models::detect(dir)?.shape)(dir, &options, &device) };
+        let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+        embedded::find(name, &self.model.name)?.unpack(scratch.path())?;
+        (models::detect(scratch.path())?.shape)(scratch.path(), &options, &device)
+    }
+
+    /// `[adapter]`, with how the frozen weights are held.
+    #[must_use]
+    pub fn adapter_config(&self) -> AdapterConfig {
+        AdapterConfig { quantization: self.model.quantization, ..self.adapter.clone() }
     }
 
     /// The judge that the plan names, or else its recipe's own.

@@ -8,10 +8,11 @@ use std::{
 use crate::{
     device::guard::guard,
     error::{Error, Kind, Result},
+    fit::Situation,
     manifest::{self, Manifest},
-    plan::Resolved,
+    plan::{Plan, Resolved},
     run_dir::RunDir,
-    stage::{Ctx, STAGES, Stage, Summary},
+    stage::{Ctx, STAGES, Stage, Summary, encode::EncodeReport},
 };
 
 /// What became of a stage.
@@ -90,7 +91,7 @@ fn step(
     }
     records.start(stage, plan, run, ctx)?;
     let started = Instant::now();
-    let summary = guard(&ctx.device_spec, || None, || (stage.run)(plan, run, ctx))?;
+    let summary = guard(&ctx.device_spec, || predicted(stage, plan, run, ctx), || (stage.run)(plan, run, ctx))?;
     let seconds = started.elapsed().as_secs_f64();
     // Indented names are details of the line above; whoever runs the stage alone sees them.
     let main = summary.lines.iter().filter(|(name, _)| !name.starts_with(' '));
@@ -98,6 +99,18 @@ fn step(
     ctx.progress.say(&format!("{}: {} ({seconds:.1} s)", stage.name, counts.join(", ")));
     records.finish(stage, run, summary.clone(), seconds)?;
     Ok(Outcome { stage: stage.name, skipped: false, summary, seconds })
+}
+
+/// What a stage was predicted to need; of training alone it is known.
+fn predicted(stage: &Stage, plan: &Plan, run: &RunDir, ctx: &Ctx) -> Option<String> {
+    if stage.name != "train" {
+        return None;
+    }
+    let encoded: Option<EncodeReport> = run.read_json("encode.json").ok();
+    let rows = encoded.as_ref().map(|e| e.rows_ok);
+    let situation = Situation::new(plan, plan.network().ok()?, &ctx.device_spec, encoded.as_ref(), rows).ok()?;
+    let peak = situation.predict(plan).ok()?.peak as f64 / (1u64 << 30) as f64;
+    Some(format!("{peak:.2} GiB at most, as `medtune plan` predicts for training"))
 }
 
 /// Sets `stop` on the first interrupt or termination signal, so that work ends at a safe point; a second one ends the
@@ -117,4 +130,35 @@ pub fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<()> {
             .map_err(|e| Error::new(Kind::Run, "cannot handle signals").source(e))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{device::DeviceSpec, progress::Progress};
+
+    const STARVED: &[Stage] = &[Stage {
+        name: "train",
+        about: "Runs out of memory.",
+        reads: &[],
+        writes: &[],
+        scratch: &[],
+        sections: &[],
+        device: true,
+        run: |_, _, _| panic!("wgpu error: Out of Memory"),
+    }];
+
+    #[test]
+    fn out_of_memory_says_what_the_plan_predicts_and_what_to_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let resolved = Resolved::new("phantom", &[]).unwrap();
+        let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).unwrap();
+        let error = walk(STARVED, &resolved, &RunDir::open(dir.path()).unwrap(), &ctx, "train", false).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("run out of memory") && text.contains("GiB at most, as `medtune plan` predicts"),
+            "{text}"
+        );
+        assert!(error.help_line().unwrap().contains("train.per_device_train_batch_size"), "{text}");
+    }
 }

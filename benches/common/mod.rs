@@ -115,7 +115,8 @@ pub(crate) fn with_session<T>(base: AnyVlm, then: impl FnOnce(&mut Session<'_, A
     let (config, adapter) = (train_config(), adapter_config());
     let temporary = tempfile::tempdir().expect("a temporary directory");
     let dir = RunDir::open(temporary.path()).expect("an empty directory");
-    let ctx = Ctx::new(DeviceSpec::Cpu, Progress::Silent).expect("the CPU is always there");
+    let spec = DeviceSpec::from_env().expect("MEDTUNE_DEVICE names a device");
+    let ctx = Ctx::new(spec, Progress::Silent).expect("the device that the model is on");
     let job = Job {
         config: &config,
         adapter: &adapter,

@@ -29,11 +29,12 @@ use burn::{
 
 use crate::{
     error::Result,
+    kernel::pixel_shuffle::pixel_shuffle,
     models::{AnyVlm, Compat, ModelDef, Preset, Release, TokenizerDef, TokenizerFiles},
     nn::{
         attention::{AttentionMask, Columns, Text},
         decoder::{DecoderContext, LayerCache},
-        intern_vit::{InternVit, pixel_shuffle},
+        intern_vit::InternVit,
         internlm2::InternLm2,
         linear::{embedding_forward, linear_forward, linear_module},
         norm::LayerNorm,

@@ -170,8 +170,9 @@ impl QwenBlock {
     }
 
     fn forward(&self, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.ln_1.forward(x), context, cache);
-        x.clone() + self.mlp.forward(self.ln_2.forward(x))
+        let branch = self.attn.forward(self.ln_1.forward(x.clone()), context, cache);
+        let (x, normed) = self.ln_2.add_forward(x, branch);
+        x + self.mlp.forward(normed)
     }
 }
 

@@ -6,11 +6,12 @@ use std::path::Path;
 use burn::{
     module::Module,
     nn::{Embedding, Linear},
-    tensor::{Device, FloatDType, Int, Tensor, activation::gelu, activation::gelu_approximate},
+    tensor::{Device, FloatDType, Int, Tensor, activation::gelu_approximate},
 };
 
 use crate::{
     error::Result,
+    kernel::gelu::gelu,
     models::{AnyVlm, ModelDef, Preset, Release, TokenizerDef, TokenizerFiles},
     nn::{
         attention::{Columns, attend},
@@ -128,8 +129,9 @@ impl SiglipLayer {
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x));
-        let inner = gelu_approximate(linear_forward(&self.mlp.fc1, self.layer_norm2.forward(x.clone())));
+        let branch = self.self_attn.forward(self.layer_norm1.forward(x.clone()));
+        let (x, normed) = self.layer_norm2.add_forward(x, branch);
+        let inner = gelu_approximate(linear_forward(&self.mlp.fc1, normed));
         x + linear_forward(&self.mlp.fc2, inner)
     }
 }

@@ -7,7 +7,7 @@ use std::{
     cell::RefCell,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
 };
 
@@ -26,21 +26,41 @@ use crate::{
     },
 };
 
-/// Whether the modules of one model compute with folded weights, shared by all of them.
+/// What a module with an update computes with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The weight, with the update beside it.
+    #[default]
+    Beside,
+    /// The weight with the update folded in.
+    Folded,
+    /// The weight alone.
+    Bare,
+    /// The weight with the update taken off: what it was before the update was folded into it.
+    Unfolded,
+    /// The same, with the update beside it again.
+    Restored,
+}
+
+impl Mode {
+    const ALL: [Self; 5] = [Self::Beside, Self::Folded, Self::Bare, Self::Unfolded, Self::Restored];
+}
+
+/// What the modules of one model compute with, shared by all of them.
 #[derive(Debug, Clone, Default)]
-pub struct Folding(Arc<AtomicBool>);
+pub struct Folding(Arc<AtomicU8>);
 
 impl Folding {
-    /// Runs `body` with weights that are folded where they are used, one at a time.
-    pub fn during<T>(&self, body: impl FnOnce() -> T) -> T {
-        self.0.store(true, Ordering::Relaxed);
+    /// Runs `body` in `mode`. Weights are changed where they are used, one at a time.
+    pub fn during<T>(&self, mode: Mode, body: impl FnOnce() -> T) -> T {
+        let before = self.0.swap(mode as u8, Ordering::Relaxed);
         let result = body();
-        self.0.store(false, Ordering::Relaxed);
+        self.0.store(before, Ordering::Relaxed);
         result
     }
 
-    fn is_on(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    fn mode(&self) -> Mode {
+        Mode::ALL[usize::from(self.0.load(Ordering::Relaxed))]
     }
 }
 
@@ -52,7 +72,7 @@ pub struct Attachment {
     /// The weight in few bits; the parameter is then an empty place of the same shape.
     #[module(skip)]
     pub packed: Option<Arc<Packed>>,
-    /// Whether folded weights are computed with.
+    /// What is computed with.
     #[module(skip)]
     pub folding: Folding,
 }
@@ -64,9 +84,17 @@ impl Attachment {
     /// `[.., d_in]` -> `[.., d_out]`
     #[must_use]
     pub fn forward<const D: usize>(&self, x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
-        if self.folding.is_on() {
-            return product(x, self.folded(weight, None), bias);
+        match self.folding.mode() {
+            Mode::Beside => self.beside(x, weight, bias),
+            Mode::Folded => product(x, self.folded(weight, None), bias),
+            Mode::Bare => self.base(x, weight, bias),
+            Mode::Unfolded => product(x, self.unfolded(weight), bias),
+            Mode::Restored => self.beside(x, self.unfolded(weight), bias),
         }
+    }
+
+    /// `x W + b` and what the update adds.
+    fn beside<const D: usize>(&self, x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
         match &self.lora {
             None => self.base(x, weight, bias),
             Some(lora) => match &lora.magnitude {
@@ -147,7 +175,8 @@ impl Attachment {
         sum.cast(dtype)
     }
 
-    /// The weight without the update that is folded into it. The reverse of [`Attachment::folded`], up to rounding.
+    /// The weight without the update that is folded into it. The reverse of [`Attachment::folded`], up to rounding, for
+    /// updates without magnitudes: those would need the lengths of the columns before they were folded.
     ///
     /// # Shapes
     /// `[d_in, d_out]`
@@ -169,14 +198,19 @@ thread_local! {
 impl Reparameterization for Attachment {
     const NAME: &'static str = "adapter";
 
-    /// The folded weight, in the dtype of `base`.
+    /// The folded weight, or the unfolded one where modules compute with that, in the dtype of `base`.
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let listing = LISTED.with_borrow_mut(|listed| listed.as_mut().map(|list| list.push(self.clone())).is_some());
         if listing {
             return base;
         }
         let shape = base.shape();
-        self.folded(matrix(base), None).reshape(shape)
+        let weight = matrix(base);
+        let weight = match self.folding.mode() {
+            Mode::Unfolded => self.unfolded(weight),
+            _ => self.folded(weight, None),
+        };
+        weight.reshape(shape)
     }
 }
 

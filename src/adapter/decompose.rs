@@ -259,6 +259,39 @@ mod tests {
     }
 
     #[test]
+    fn sixteen_iterations_are_as_good_as_exact_above_the_limit() {
+        // A spectrum that falls slowly, with known vectors: 0.93^k.
+        let (rows, columns, rank, r) = (EXACT + 76, EXACT + 26, 60, 16);
+        let vectors = |n: usize, name: &str| {
+            let mut draws = crate::random::stream(5, name, 0);
+            let mut all: Vec<Vec<f64>> = (0..rank)
+                .map(|_| (0..n).map(|_| f64::from(draws.next_u32()) / f64::from(u32::MAX) - 0.5).collect())
+                .collect();
+            orthonormal(&mut all);
+            all
+        };
+        let (left, right) = (vectors(rows, "left"), vectors(columns, "right"));
+        let value = |k: usize| 0.93f64.powi(k as i32);
+        let mut values = vec![0f64; rows * columns];
+        for (i, row) in values.chunks_mut(columns).enumerate() {
+            (0..rank).for_each(|k| add_scaled(row, &right[k], value(k) * left[k][i]));
+        }
+        let floats = values.iter().map(|x| *x as f32).collect();
+        let tensor = Tensor::<2>::from_data(TensorData::new::<f32, _>(floats, [rows, columns]), &Device::flex());
+        let found = low_rank(&tensor, r, 16, crate::random::stream(3, "start", 0));
+        let largest = (0..r).map(|k| (found.values[k] / value(k) - 1.0).abs()).fold(0.0, f64::max);
+        assert!(largest < 0.02, "singular values are off by {largest}");
+        // What is left may be little more than what the best approximation of this rank leaves.
+        let mut rest = values.clone();
+        for (i, row) in rest.chunks_mut(columns).enumerate() {
+            (0..r).for_each(|k| add_scaled(row, &found.right[k], -found.values[k] * found.left[k][i]));
+        }
+        let best = (r..rank).map(|k| value(k).powi(2)).sum::<f64>().sqrt();
+        let left_over = dot(&rest, &rest).sqrt();
+        assert!(left_over < 1.01 * best && left_over > 0.999 * best, "{left_over} {best}");
+    }
+
+    #[test]
     fn first_columns_span_the_first_rows() {
         let matrix = random(8, 6);
         let (q, rest) = first_columns(&matrix, 3);

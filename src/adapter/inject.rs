@@ -156,6 +156,8 @@ pub struct Sizes {
     pub trained: usize,
     /// Parameters of the model.
     pub all: usize,
+    /// Which weights are packed.
+    pub packing: Packing,
 }
 
 /// Counts what [`prepare`] would train, without allocating anything.
@@ -170,7 +172,8 @@ pub fn sizes<M: Module + Vlm>(model: &M, train: &TrainConfig, adapter: &AdapterC
     let params = named_params(model);
     let full = params.iter().filter(|p| opened.trains(towers, &p.name));
     let trained = coverage.parameters(adapter)? + full.map(NamedParam::num_elements).sum::<usize>();
-    Ok(Sizes { coverage, trained, all: params.iter().map(NamedParam::num_elements).sum() })
+    let packing = Packing::of(model, adapter.quantization, |name| opened.trains(towers, name));
+    Ok(Sizes { trained, all: params.iter().map(NamedParam::num_elements).sum(), packing, coverage })
 }
 
 fn targets<M: Module + Vlm>(model: &M, train: &TrainConfig, adapter: &AdapterConfig) -> Result<Coverage> {

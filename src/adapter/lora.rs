@@ -228,8 +228,10 @@ impl Lora {
 
 #[cfg(test)]
 mod tests {
+    use burn::module::Reparameterization;
+
     use super::{
-        super::attachment::{Attachment, Folding},
+        super::attachment::{Attachment, Folding, Mode},
         *,
     };
 
@@ -283,10 +285,18 @@ mod tests {
             let expected = linear(input(), folded.clone(), Some(bias.clone()));
             let found = hung.forward(input(), base.clone(), Some(bias.clone()));
             assert!(worst(found, expected.clone()) < 1e-5, "{spec:?}");
-            let switched = hung.folding.during(|| hung.forward(input(), base.clone(), Some(bias)));
-            assert!(worst(switched, expected) < 1e-6, "{spec:?}");
+            let during = |mode, weight: &Tensor<2>| {
+                hung.folding.during(mode, || hung.forward(input(), weight.clone(), Some(bias.clone())))
+            };
+            assert!(worst(during(Mode::Folded, &base), expected.clone()) < 1e-6, "{spec:?}");
+            let bare = linear(input(), base.clone(), Some(bias.clone()));
+            assert!(worst(during(Mode::Bare, &base), bare.clone()) < 1e-6, "{spec:?}");
             if !spec.use_dora {
-                assert!(worst(hung.unfolded(folded), base) < 1e-6, "{spec:?}");
+                assert!(worst(hung.unfolded(folded.clone()), base.clone()) < 1e-6, "{spec:?}");
+                assert!(worst(during(Mode::Unfolded, &folded), bare) < 1e-5, "{spec:?}");
+                assert!(worst(during(Mode::Restored, &folded), expected) < 1e-5, "{spec:?}");
+                let applied = hung.folding.during(Mode::Unfolded, || hung.apply(folded));
+                assert!(worst(applied, base) < 1e-6, "{spec:?}");
             }
         }
     }

@@ -61,15 +61,10 @@ struct Contents {
 
 impl Contents {
     fn open(dir: &Path) -> Result<Self> {
-        let pick = |names: &[&str]| names.iter().map(|n| dir.join(n)).find(|p| p.is_file());
-        let Some(weights) = pick(&[WEIGHTS, "adapter_model.bin"]) else {
-            return Err(Error::new(Kind::Checkpoint, "no adapter in this directory")
-                .at(dir.display())
-                .expected("adapter_model.safetensors or adapter_model.bin"));
-        };
-        let mut files = Checkpoint::open(&weights)?;
-        if let Some(path) = pick(&["non_lora_trainables.safetensors", "non_lora_trainables.bin"]) {
-            files.merge(Checkpoint::open(&path)?);
+        let all = tensor_files(dir)?;
+        let mut files = Checkpoint::open(&all[0])?;
+        for path in &all[1..] {
+            files.merge(Checkpoint::open(path)?);
         }
         Ok(Self::of(files))
     }
@@ -319,20 +314,69 @@ fn addable(all: &[Opened], adapter: &Opened) -> Result<()> {
     if all.len() == 1 && adapter.weight == 1.0 {
         return Ok(());
     }
-    let config = &adapter.described.config;
-    let what = if config.use_dora {
-        "magnitudes (DoRA)".to_string()
-    } else if let Some(name) = adapter.contents.full.keys().next() {
-        format!("the whole of {name}")
-    } else if config.init_lora_weights.changes_the_weight() {
-        format!("a start that changed the weight ({})", config.init_lora_weights)
-    } else {
-        return Ok(());
-    };
+    let Some(what) = more_than_added(adapter) else { return Ok(()) };
     Err(Error::new(Kind::Checkpoint, "this adapter cannot be weighted or added to others")
         .at(adapter.dir.display())
         .found(what)
         .help("use it alone, or merge it into the base first"))
+}
+
+/// What an adapter does besides adding to weights, if anything.
+fn more_than_added(adapter: &Opened) -> Option<String> {
+    let config = &adapter.described.config;
+    if config.use_dora {
+        Some("magnitudes (DoRA)".to_string())
+    } else if let Some(name) = adapter.contents.full.keys().next() {
+        Some(format!("the whole of {name}"))
+    } else if config.init_lora_weights.changes_the_weight() {
+        Some(format!("a start that changed the weight ({})", config.init_lora_weights))
+    } else {
+        None
+    }
+}
+
+/// Refuses adapters that a merged `model` does not let go of: what they put in the place of the base's values, or computed
+/// from them, is not in their files.
+///
+/// # Errors
+/// One has magnitudes, whole weights or biases, or a start that changed the weight; or one cannot be read.
+pub fn check_reversible<M: Vlm + Module>(model: &M, adapters: &[AdapterRef]) -> Result<()> {
+    for adapter in adapters {
+        let opened = Opened::new(model, adapter)?;
+        let Some(what) = more_than_added(&opened) else { continue };
+        return Err(Error::new(Kind::Checkpoint, "this adapter cannot be taken off a model it was merged into")
+            .at(adapter.dir.display())
+            .expected("updates that were added to the weights, and nothing else")
+            .found(what)
+            .help(
+                "the base's own values are neither in the merged model nor in the adapter: keep a copy of the base",
+            ));
+    }
+    Ok(())
+}
+
+/// SHA-256 of the files with the tensors of the adapter in `dir`.
+///
+/// # Errors
+/// There are none, or they cannot be read.
+pub fn tensors_hash(dir: &Path) -> Result<String> {
+    let hashes = tensor_files(dir)?.iter().map(|file| run_dir::sha256(file)).collect::<Result<Vec<_>>>()?;
+    Ok(match hashes.as_slice() {
+        [one] => one.clone(),
+        all => run_dir::sha256_bytes(all.concat().as_bytes()),
+    })
+}
+
+/// The files with the tensors of the adapter in `dir`: updates first, then whole weights.
+fn tensor_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let pick = |names: &[&str]| names.iter().map(|n| dir.join(n)).find(|p| p.is_file());
+    let Some(weights) = pick(&[WEIGHTS, "adapter_model.bin"]) else {
+        return Err(Error::new(Kind::Checkpoint, "no adapter in this directory")
+            .at(dir.display())
+            .expected("adapter_model.safetensors or adapter_model.bin"));
+    };
+    let more = pick(&["non_lora_trainables.safetensors", "non_lora_trainables.bin"]);
+    Ok(std::iter::once(weights).chain(more).collect())
 }
 
 /// How an update is made, and its parameters by their names in the module.

@@ -1,6 +1,6 @@
 //! Which frozen weights are held in few bits (QLoRA).
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc};
 
 use burn::{
     module::{Module, Param, ParamId},
@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::{attachment::attachments, target::linears};
 use crate::{
     kernel::{blocks::Format, quant::Packed},
+    nn::visit::NamedParam,
     vlm::Vlm,
+    weights,
 };
 
 /// How the frozen linear modules of the language tower are held in memory; all but `lm_head`.
@@ -44,6 +46,17 @@ impl Quantization {
     }
 }
 
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Int8 => "int8",
+            Self::Nf4 => "nf4",
+            Self::Nf4Double => "nf4_double",
+        })
+    }
+}
+
 /// Weights to pack.
 #[derive(Debug, Clone, Default)]
 pub struct Packing {
@@ -63,10 +76,20 @@ impl Packing {
         Self { format: Some(format), ids: modules.map(|m| m.id).collect() }
     }
 
-    /// The weight in blocks, if it is one to pack.
+    /// The weight in blocks, if it is one to pack. The pages that it was read from leave the process where its file is
+    /// streamed.
     pub(super) fn pack<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Arc<Packed>> {
         let format = self.format.filter(|_| self.ids.contains(&param.id))?;
-        Some(Arc::new(Packed::new(matrix(param.base().without_autodiff()), format)))
+        let packed = Packed::new(matrix(param.base().without_autodiff()), format);
+        weights::release_streamed();
+        Some(Arc::new(packed))
+    }
+
+    /// Bytes of the packed values of `param`; none if it is not packed.
+    #[must_use]
+    pub fn num_bytes(&self, param: &NamedParam) -> Option<u64> {
+        let format = self.format.filter(|_| self.ids.contains(&param.id))?;
+        Some(format.num_bytes(param.num_elements()) as u64)
     }
 }
 

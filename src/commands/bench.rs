@@ -2,6 +2,7 @@
 
 use super::{bytes, columns, context, count, emit, run, synth};
 use crate::{
+    adapter::Quantization,
     bench::{self, Report, Settings},
     cli::{BenchArgs, Global, Overrides, RecipeArgs, SynthArgs},
     error::{Error, Kind, Result},
@@ -94,8 +95,12 @@ fn text(r: &Report) -> String {
         format!("{:.0} to {:.0}", least, most)
     };
     let busy = r.load_average.map_or(String::new(), |x| format!(", load average {x:.1}"));
+    let packed = match r.quantization {
+        Quantization::None => String::new(),
+        kind => format!(", linear modules of the language model in {kind}"),
+    };
     let rows = [
-        ("model", format!("{} parameters in {}, {}", count(r.parameters), r.dtype, r.checkpoint.display())),
+        ("model", format!("{} parameters in {}{packed}, {}", count(r.parameters), r.dtype, r.checkpoint.display())),
         ("device", format!("{}{busy}", r.device)),
         ("trained", count(r.trainable_parameters)),
         (

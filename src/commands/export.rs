@@ -16,8 +16,9 @@ use super::{
 use crate::{
     adapter::{
         Quantization,
-        merge::{self, Proof},
-        peft::AdapterRef,
+        attachment::Mode,
+        merge::{self, Answers, MergedAdapter, Proof, Record},
+        peft::{self, AdapterRef},
     },
     cli::{CheckpointArgs, ExportArgs, Global, MergeArgs},
     error::{Error, Kind, Result},
@@ -123,11 +124,7 @@ fn write(
     out: &Path,
     options: SaveOptions,
 ) -> Result<()> {
-    if out.join("config.json").exists() {
-        return Err(Error::new(Kind::Run, "there is a checkpoint already")
-            .at(out.display())
-            .help("remove it, or choose another directory with `--out DIR`"));
-    }
+    let staged = Staged::new(out)?;
     let packed = checkpoint.quantization != Quantization::None;
     if packed && matches!(checkpoint.dtype.explicit(), Some(FloatDType::BF16 | FloatDType::F16)) {
         return Err(Error::new(Kind::Config, "packed weights are written in float32, as they are compared")
@@ -136,9 +133,10 @@ fn write(
     }
     let ctx = context(global)?;
     let (model, processor) = load(checkpoint, &source.adapters, &ctx)?;
+    let probes = [probe(processor.as_ref())?];
     let merged = match source.adapters.as_slice() {
         [] => None,
-        _ => Some(merge::prove(&model, &[probe(processor.as_ref())?], &ctx.device)?),
+        _ => Some(merge::prove(&model, &probes, &ctx.device)?),
     };
     ctx.check()?;
     // A folded model is written as it was compared; another one as its checkpoint is.
@@ -147,24 +145,93 @@ fn write(
         Some(_) => checkpoint.dtype.explicit().unwrap_or_else(|| held_dtype(&model)),
         None => written_dtype(checkpoint.dtype, &source.model)?,
     };
-    model.save(out, &SaveOptions { dtype, fold: true, ..options })?;
-    copy_processor_files(&source.model, checkpoint.vision_tower.as_deref(), out)?;
-    keep_config(&source.model, out)?;
-    let place = |i: usize| if source.adapters.len() == 1 { "adapter".into() } else { format!("adapter-{}", i + 1) };
-    let adapters = source.adapters.iter().enumerate();
-    let adapter = adapters.map(|(i, a)| copy_adapter(&a.dir, &out.join(place(i)))).collect::<Result<Vec<_>>>()?;
+    let place = staged.place();
+    model.save(place, &SaveOptions { dtype, fold: true, ..options })?;
+    copy_processor_files(&source.model, checkpoint.vision_tower.as_deref(), place)?;
+    keep_config(&source.model, place)?;
+    let mut adapters = Vec::new();
+    for (i, adapter) in source.adapters.iter().enumerate() {
+        let dir =
+            PathBuf::from(if source.adapters.len() == 1 { "adapter".into() } else { format!("adapter-{}", i + 1) });
+        copy_adapter(&adapter.dir, &place.join(&dir))?;
+        adapters.push(MergedAdapter { dir, weight: adapter.weight, sha256: peft::tensors_hash(&adapter.dir)? });
+    }
+    let adapter = adapters.iter().map(|a| out.join(&a.dir)).collect();
+    if merged.is_some() {
+        let reversible = peft::check_reversible(&model, &source.adapters).is_ok();
+        let record = Record {
+            base: source.model.clone(),
+            quantization: checkpoint.quantization,
+            adapters,
+            base_answers: reversible.then(|| Answers::of(&model, Mode::Bare, &probes, &ctx.device)),
+            before: record_of(&source.model)?.map(Box::new),
+        };
+        write_atomic(&place.join(merge::RECORD), &json_file(&record)?)?;
+    }
+    staged.settle()?;
     report(global, source, out, torch_dtype(dtype), adapter, merged, checkpoint.quantization)
 }
 
+/// What was merged into the checkpoint in `dir`, if that is recorded.
+pub(super) fn record_of(dir: &Path) -> Result<Option<Record>> {
+    let path = dir.join(merge::RECORD);
+    path.is_file().then(|| read_json(&path)).transpose()
+}
+
+/// A directory that appears whole.
+pub(super) struct Staged<'a> {
+    out: &'a Path,
+    place: PathBuf,
+}
+
+impl<'a> Staged<'a> {
+    /// For `out`, which must not hold anything yet. What an interrupted attempt has left is removed.
+    pub(super) fn new(out: &'a Path) -> Result<Self> {
+        let there = |what: &str| {
+            Error::new(Kind::Run, what)
+                .at(out.display())
+                .help("remove it, or choose another directory with `--out DIR`")
+        };
+        if out.join("config.json").exists() {
+            return Err(there("there is a checkpoint already"));
+        }
+        if out.exists() && !out.is_dir() {
+            return Err(there("there is something already that is no directory"));
+        }
+        if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(there("the directory is not empty"));
+        }
+        let name = out.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy().into_owned());
+        let place = out.with_file_name(format!(".tmp-{name}"));
+        if place.exists() {
+            fs::remove_dir_all(&place).map_err(|e| Error::io(&place, e))?;
+        }
+        Ok(Self { out, place })
+    }
+
+    /// Where it is written.
+    pub(super) fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Puts it where it belongs.
+    pub(super) fn settle(self) -> Result<()> {
+        if self.out.exists() {
+            fs::remove_dir(self.out).map_err(|e| Error::io(self.out, e))?;
+        }
+        fs::rename(&self.place, self.out).map_err(|e| Error::io(self.out, e))
+    }
+}
+
 /// Type of the weights in memory.
-fn held_dtype(model: &AnyVlm) -> FloatDType {
+pub(super) fn held_dtype(model: &AnyVlm) -> FloatDType {
     let held = named_params(model).into_iter().filter(|p| p.linear_weight).find_map(|p| p.dtype);
     held.map_or(FloatDType::F32, FloatDType::from)
 }
 
 /// Puts the base's own configuration in the place of the written one, with what has changed: type of the weights, ranks
 /// of adapters that are folded now, and keys that only this program adds. Other programs read keys that this one ignores.
-fn keep_config(base: &Path, out: &Path) -> Result<()> {
+pub(super) fn keep_config(base: &Path, out: &Path) -> Result<()> {
     const CHANGED: [&str; 3] = ["torch_dtype", "use_llm_lora", "use_backbone_lora"];
     let path = out.join("config.json");
     let (mut config, written): (Map<String, Value>, Map<String, Value>) =
@@ -191,13 +258,13 @@ fn keep_config(base: &Path, out: &Path) -> Result<()> {
     write_atomic(&path, &json_file(&config)?)
 }
 
-fn copy_adapter(from: &Path, to: &Path) -> Result<PathBuf> {
+fn copy_adapter(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).map_err(|e| Error::io(to, e))?;
     for file in files_below(from)?.iter().filter(|f| f.parent() == Some(from)) {
         let copy = to.join(file.file_name().unwrap_or_default());
         fs::copy(file, &copy).map_err(|e| Error::io(&copy, e))?;
     }
-    Ok(to.to_path_buf())
+    Ok(())
 }
 
 fn report(
@@ -209,12 +276,7 @@ fn report(
     merged: Option<Proof>,
     quantization: Quantization,
 ) -> Result<()> {
-    let mut total = 0;
-    let mut files = Vec::new();
-    for file in files_below(out)? {
-        total += fs::metadata(&file).map_err(|e| Error::io(&file, e))?.len();
-        files.push(file.strip_prefix(out).unwrap_or(&file).display().to_string());
-    }
+    let (files, total) = contents(out)?;
     let model = source.model.clone();
     let written = Written { out: out.to_path_buf(), model, dtype, files, bytes: total, adapter, merged, quantization };
     emit(global, &written, || {
@@ -231,13 +293,7 @@ fn report(
             rows.push(vec!["weights".into(), values.into()]);
         }
         if let Some(p) = &written.merged {
-            let difference = format!("{:.2e} of logits up to {:.1}", p.max_difference, p.max_logit);
-            rows.push(vec![
-                "folded".into(),
-                format!("the largest difference is {difference}, over {} tokens", p.tokens),
-            ]);
-            let same = format!("{:.1} % of next tokens are the same", 100.0 * p.same_prediction);
-            rows.push(vec![String::new(), same]);
+            rows.extend(proof_rows("folded", p));
         }
         for adapter in &written.adapter {
             rows.push(vec!["adapter".into(), adapter.display().to_string()]);
@@ -247,8 +303,28 @@ fn report(
     })
 }
 
+/// What a proof found.
+pub(super) fn proof_rows(name: &str, p: &Proof) -> [Vec<String>; 2] {
+    let difference = format!("{:.2e} of logits up to {:.1}", p.max_difference, p.max_logit);
+    let same = format!("{:.1} % of next tokens are the same", 100.0 * p.same_prediction);
+    [
+        vec![name.into(), format!("the largest difference is {difference}, over {} tokens", p.tokens)],
+        vec![String::new(), same],
+    ]
+}
+
+/// Files below `dir`, by their paths in it, and their bytes.
+pub(super) fn contents(dir: &Path) -> Result<(Vec<String>, u64)> {
+    let (mut files, mut total) = (Vec::new(), 0);
+    for file in files_below(dir)? {
+        total += fs::metadata(&file).map_err(|e| Error::io(&file, e))?.len();
+        files.push(file.strip_prefix(dir).unwrap_or(&file).display().to_string());
+    }
+    Ok((files, total))
+}
+
 /// Rows on which the merged model must agree with the adapted one: with an image and without.
-fn probe(processor: &dyn Processor) -> Result<Batch> {
+pub(super) fn probe(processor: &dyn Processor) -> Result<Batch> {
     let dir = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let path = dir.path().join("probe.png");
     let ramp = image::RgbImage::from_fn(96, 64, |x, y| image::Rgb([(2 * x) as u8, (3 * y) as u8, (x + y) as u8]));

@@ -6,7 +6,7 @@ use burn::tensor::{DType, FloatDType};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{bytes, columns, context, count, emit};
+use super::{bytes, columns, context, count, emit, model::load_options};
 use crate::{
     adapter::AdapterConfig,
     cli::{Global, InspectArgs},
@@ -79,12 +79,7 @@ struct Loaded {
 /// Reads a checkpoint directory, without its weights unless asked to.
 pub(super) fn inspect(global: &Global, args: &InspectArgs) -> Result<()> {
     let ctx = context(global)?;
-    let options = LoadOptions {
-        vision_tower: args.vision_tower.clone(),
-        dtype: args.dtype.explicit(),
-        progress: ctx.progress,
-        ..LoadOptions::default()
-    };
+    let options = load_options(args.vision_tower.as_deref(), args.dtype, &ctx);
     let mut report = read(&args.dir, &options)?;
     if args.load && report.fit.is_complete() {
         report.loaded = Some(load(&args.dir, &options, &ctx)?);

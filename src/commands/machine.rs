@@ -106,10 +106,11 @@ impl Check {
         Self { name, ok: true, found: found.into() }
     }
 
-    /// A part that CUDA needs at run time. Without a GPU nothing is wrong with its absence.
-    fn part(part: cuda::Part) -> Self {
+    /// A part that CUDA needs at run time. Where another device is `wanted`, nothing is wrong with its absence.
+    fn part(part: cuda::Part, wanted: bool) -> Self {
+        let ok = part.found.is_some() || !wanted;
         let found = part.found.map_or_else(|| format!("not found; {}", part.help), |p| p.display().to_string());
-        Self::fact(part.name, found)
+        Self { name: part.name, ok, found }
     }
 
     fn of(name: &'static str, outcome: Result<String>) -> Self {
@@ -135,7 +136,8 @@ pub(super) fn doctor(global: &Global, out: &Path) -> Result<()> {
         Check::of("write access", writable(out)),
     ];
     if cfg!(feature = "cuda") {
-        checks.extend(cuda::parts().into_iter().map(Check::part));
+        let wanted = matches!(global.device.resolve(), DeviceSpec::Cuda(_));
+        checks.extend(cuda::parts().into_iter().map(|part| Check::part(part, wanted)));
     }
     emit(global, &checks, || {
         let mark = |ok| if ok { "ok" } else { "FAIL" }.to_string();

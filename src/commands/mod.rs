@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::{
     cli::{Cli, DataVerb, Global, ModelsVerb, RecipesVerb, Verb},
     error::{Error, Kind, Result},
+    kernel,
     progress::Progress,
     stage::Ctx,
 };
@@ -30,6 +31,7 @@ mod run;
 mod score;
 mod synth;
 mod trace;
+mod unmerge;
 mod verify;
 
 /// Does what the command line asks for.
@@ -38,6 +40,9 @@ mod verify;
 /// Whatever stopped it; [`Kind::exit_code`] says with which code to exit.
 pub fn run(cli: Cli) -> Result<()> {
     let g = &cli.global;
+    if let Some(kernels) = g.kernels {
+        kernel::choose(kernels);
+    }
     match cli.verb {
         Verb::Run(args) => run::stages(g, &args, "report", false),
         Verb::Repro(args) => repro::repro(g, &args),
@@ -56,6 +61,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Verb::Bench(args) => bench::bench(g, &args),
         Verb::Generate(args) => model::answer(g, &args),
         Verb::Merge(args) => export::fold(g, &args),
+        Verb::Unmerge(args) => unmerge::unmerge(g, &args),
         Verb::Export(args) => export::export(g, &args),
         Verb::Data(DataVerb::Check(args)) => data::check(g, &args),
         Verb::Data(DataVerb::Show { recipe, row }) => data::show(g, &recipe, row),

@@ -14,21 +14,27 @@ use crate::{
     sample::{ImageRef, Origin, Role, Sample, Split, Turn},
     stage::Ctx,
     vlm::Processor,
+    weights::Dtype,
 };
 
 /// Mark of an image in a user's words.
 const MARK: &str = "<image>";
 
 pub(super) fn load(args: &CheckpointArgs, adapters: &[AdapterRef], ctx: &Ctx) -> Result<(AnyVlm, Box<dyn Processor>)> {
-    let options = LoadOptions {
-        vision_tower: args.vision_tower.clone(),
-        dtype: args.dtype.explicit(),
-        progress: ctx.progress,
-        ..LoadOptions::default()
-    };
+    let options = load_options(args.vision_tower.as_deref(), args.dtype, ctx);
     let (model, processor) = models::load(&args.model, &options, &ctx.device)?;
     let model = peft::load_onto(model, adapters, &processor.signature(), args.quantization)?;
     Ok((model, processor))
+}
+
+/// How a checkpoint that was named on the command line is loaded.
+pub(super) fn load_options(vision_tower: Option<&Path>, dtype: Dtype, ctx: &Ctx) -> LoadOptions {
+    LoadOptions {
+        vision_tower: vision_tower.map(Path::to_path_buf),
+        dtype: dtype.explicit(),
+        progress: ctx.progress,
+        ..LoadOptions::default()
+    }
 }
 
 /// A question about images as a sample.

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{bytes, columns, run::shape};
+use super::{bytes, columns};
 use crate::{
+    adapter::Quantization,
     cli::Global,
     error::Result,
     fit::{LongestRow, Situation, alternatives},
@@ -19,6 +20,8 @@ use crate::{
 pub(super) struct Prediction {
     device: String,
     machine: Machine,
+    /// How the linear modules of the language model are held, if not as the rest.
+    quantization: Quantization,
     /// The row that needs most.
     longest_row: LongestRow,
     /// Rows of a micro-batch.
@@ -38,11 +41,12 @@ impl Prediction {
     /// Of `plan`, whose results are in `out`.
     pub(super) fn new(global: &Global, plan: &Plan, out: &Path, rows: Option<usize>) -> Result<Self> {
         let encoded = read_json(&out.join("encode.json")).ok();
-        let situation = Situation::new(plan, shape(plan)?, &global.device, encoded.as_ref(), rows)?;
+        let situation = Situation::new(plan, plan.network()?, &global.device, encoded.as_ref(), rows)?;
         let less = alternatives(plan, &situation)?.into_iter().map(|(set, peak)| Less { set, peak }).collect();
         Ok(Self {
             device: global.device.to_string(),
             machine: situation.machine(plan),
+            quantization: plan.model.quantization,
             rows: plan.train.per_device_train_batch_size,
             memory: situation.predict(plan)?,
             longest_row: situation.row,
@@ -58,9 +62,13 @@ impl Prediction {
             crate::train::memory::Held::Half => "a half type",
             crate::train::memory::Held::Mapped => "the half type of their files, which are mapped",
         };
+        let packed = match self.quantization {
+            Quantization::None => String::new(),
+            kind => format!(", the linear modules of the language model in {kind}"),
+        };
         let measured = if self.machine.cpu { "" } else { ", a prediction that no measurement on this device backs" };
         let mut text = format!(
-            "memory on {}{measured}: weights in {held}; {} rows of {} positions, {} image tiles and {} supervised each ({})\n",
+            "memory on {}{measured}: weights in {held}{packed}; {} rows of {} positions, {} image tiles and {} supervised each ({})\n",
             self.device, self.rows, row.length, row.tiles, row.supervised, row.known_from
         );
         let mut table = vec![["", "weights", "trained", "gradients", "optimizer"].map(String::from).to_vec()];

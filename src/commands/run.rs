@@ -9,11 +9,9 @@ use super::{columns, context, emit, prediction::Prediction};
 use crate::{
     cli::{Global, JudgeArgs, RecipeArgs},
     config::inline,
-    device::DeviceSpec,
-    error::{Error, Result},
+    error::Result,
     fit::{self, Fit, Situation},
-    models::{self, AnyVlm},
-    plan::{Plan, Resolved, embedded_name},
+    plan::{Plan, Resolved},
     run_dir::{RunDir, read_json, stream_jsonl},
     sample::{Sample, Split},
     stage::{
@@ -82,7 +80,7 @@ pub(super) fn resolve_to_measure(global: &Global, args: &RecipeArgs) -> Result<R
 fn fitted(global: &Global, args: &RecipeArgs, resolved: Resolved) -> Result<(Resolved, Option<Fit>)> {
     let Some(limit) = &args.fit else { return Ok((resolved, None)) };
     let plan = &resolved.plan;
-    let fit = fit::choose(plan, &Situation::new(plan, shape(plan)?, &global.device, None, None)?, limit)?;
+    let fit = fit::choose(plan, &Situation::new(plan, plan.network()?, &global.device, None, None)?, limit)?;
     let chosen = Some((limit.text.as_str(), fit.overrides.as_slice()));
     Ok((Resolved::for_planning(&args.recipe, &args.overrides(), chosen)?, Some(fit)))
 }
@@ -135,7 +133,7 @@ fn facts(plan: &Plan, out: &Path) -> Result<Facts> {
     let rows = kept.exists().then(|| training_rows(plan, out)).transpose()?;
     let encoded: Option<EncodeReport> = read_json(&out.join("encode.json")).ok();
     let mean = encoded.filter(|e| e.rows_ok > 0).map(|e| e.positions.sum as f64 / e.rows_ok as f64);
-    let estimate = estimate(plan, &shape(plan)?, rows.unwrap_or_default(), mean.unwrap_or_default())?;
+    let estimate = estimate(plan, &plan.network()?, rows.unwrap_or_default(), mean.unwrap_or_default())?;
     let known = (rows.is_some() && (mean.is_some() || !plan.train.packing)) || plan.train.max_steps > 0;
     let tokens = rows.zip(mean).map(|(rows, mean)| (rows as f64 * mean * estimate.epochs) as u64);
     Ok(Facts { rows, tokens, steps: known.then_some(estimate.steps), estimate })
@@ -148,23 +146,6 @@ fn training_rows(plan: &Plan, run: &Path) -> Result<usize> {
     }
     let splits = stream_jsonl::<Sample>(&run.join("kept.jsonl"))?.map(|row| Ok(row?.split == Split::Train));
     splits.map(|own: Result<bool>| own.map(usize::from)).sum()
-}
-
-/// The network of a plan, without weights.
-pub(super) fn shape(plan: &Plan) -> Result<AnyVlm> {
-    let device = DeviceSpec::Cpu.open()?;
-    let options = plan.model.load_options();
-    match plan.model.checkpoint.as_deref() {
-        None => Ok((models::find(&plan.model.name)?.empty)(plan.model.preset()?.name, &device)?.0),
-        Some(dir) => match embedded_name(dir) {
-            None => (models::detect(dir)?.shape)(dir, &options, &device),
-            Some(name) => {
-                let scratch = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
-                models::embedded::find(name, &plan.model.name)?.unpack(scratch.path())?;
-                (models::detect(scratch.path())?.shape)(scratch.path(), &options, &device)
-            }
-        },
-    }
 }
 
 impl Facts {

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, activatio
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use super::{policy::Policy, tolerance::TOLERANCES};
+use super::{policy::Policy, tolerance::Tolerance};
 use crate::nn::cast;
 
 /// How far one computation was off.
@@ -40,7 +40,7 @@ const WIDTHS: [usize; 6] = [1, 7, 33, 128, 1000, 4099];
 #[must_use]
 pub fn compute(device: &Device) -> Vec<Finding> {
     let policy = Policy::of(device);
-    let tolerance = TOLERANCES.into_iter().find(|t| t.kind == policy.kind).expect("every kind has a line");
+    let tolerance = Tolerance::of_kind(policy.kind);
     let mut findings = Vec::new();
     for [m, k, n] in PRODUCTS {
         findings.push(product([m, k, n], FloatDType::F32, tolerance.operation, device));

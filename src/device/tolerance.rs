@@ -69,7 +69,11 @@ impl Tolerance {
     /// The line of a device.
     #[must_use]
     pub fn of(spec: &DeviceSpec) -> Self {
-        let kind = spec.resolve().kind();
+        Self::of_kind(spec.resolve().kind())
+    }
+
+    /// The line of a kind of device.
+    pub(super) fn of_kind(kind: &str) -> Self {
         TOLERANCES.into_iter().find(|t| t.kind == kind).expect("every kind of device has a line, as a test asserts")
     }
 }

@@ -128,19 +128,20 @@ fn decode_jpeg(bytes: &[u8], at: &str) -> Result<Rgb8> {
     check_size(width, height, at)?;
     let jpeg = jpeg::decode(bytes).map_err(|e| jpeg_error(e, at))?;
     let data = match jpeg.channels {
-        1 => gray_to_rgb(jpeg.data.iter().copied()),
+        1 => pixels(&jpeg.data, |[v]| [*v; 3]),
         3 => jpeg.data,
-        _ => jpeg.data.chunks_exact(4).flat_map(cmyk_to_rgb).collect(),
+        _ => pixels(&jpeg.data, cmyk_to_rgb),
     };
     Ok(Rgb8 { width, height, data })
 }
 
-fn gray_to_rgb(samples: impl Iterator<Item = u8>) -> Vec<u8> {
-    samples.flat_map(|v| [v; 3]).collect()
+/// The pixels of an image, of `N` bytes each, as `rgb` has them.
+fn pixels<const N: usize>(raw: &[u8], rgb: impl Fn(&[u8; N]) -> [u8; 3]) -> Vec<u8> {
+    raw.as_chunks().0.iter().map(rgb).collect::<Vec<_>>().into_flattened()
 }
 
 /// Pillow's conversion of CMYK, of which JPEG files are taken to hold the inverse, as Adobe writes it.
-fn cmyk_to_rgb(stored: &[u8]) -> [u8; 3] {
+fn cmyk_to_rgb(stored: &[u8; 4]) -> [u8; 3] {
     let white = u32::from(stored[3]);
     std::array::from_fn(|i| {
         let product = u32::from(255 - stored[i]) * white + 128;
@@ -168,7 +169,7 @@ fn decode_other(bytes: &[u8], format: ImageFormat, at: &str) -> Result<Rgb8> {
     let color = decoder.color_type();
     let mut raw = vec![0u8; width * height * usize::from(color.bytes_per_pixel())];
     decoder.read_image(&mut raw).map_err(fail)?;
-    let data = to_rgb(&raw, color).ok_or_else(|| {
+    let data = to_rgb(raw, color).ok_or_else(|| {
         Error::new(Kind::Image, "a kind of image that cannot be read")
             .at(at)
             .found(format!("{color:?} samples"))
@@ -177,18 +178,18 @@ fn decode_other(bytes: &[u8], format: ImageFormat, at: &str) -> Result<Rgb8> {
     Ok(Rgb8 { width, height, data })
 }
 
-fn to_rgb(raw: &[u8], color: ColorType) -> Option<Vec<u8>> {
-    let wide = |at: usize| move |p: &[u8]| u16::from_ne_bytes([p[2 * at], p[2 * at + 1]]);
-    let high = |p: &[u8], at: usize| (wide(at)(p) >> 8) as u8;
+fn to_rgb(raw: Vec<u8>, color: ColorType) -> Option<Vec<u8>> {
+    let wide = |bytes: [u8; 2]| u16::from_ne_bytes(bytes);
+    let high = |bytes: [u8; 2]| (wide(bytes) >> 8) as u8;
     Some(match color {
-        ColorType::L8 => gray_to_rgb(raw.iter().copied()),
-        ColorType::La8 => gray_to_rgb(raw.iter().step_by(2).copied()),
-        ColorType::Rgb8 => raw.to_vec(),
-        ColorType::Rgba8 => raw.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
-        ColorType::L16 => gray_to_rgb(raw.chunks_exact(2).map(|p| wide(0)(p).min(255) as u8)),
-        ColorType::La16 => gray_to_rgb(raw.chunks_exact(4).map(|p| high(p, 0))),
-        ColorType::Rgb16 => raw.chunks_exact(6).flat_map(|p| [high(p, 0), high(p, 1), high(p, 2)]).collect(),
-        ColorType::Rgba16 => raw.chunks_exact(8).flat_map(|p| [high(p, 0), high(p, 1), high(p, 2)]).collect(),
+        ColorType::L8 => pixels(&raw, |[v]| [*v; 3]),
+        ColorType::La8 => pixels(&raw, |[v, _]| [*v; 3]),
+        ColorType::Rgb8 => raw,
+        ColorType::Rgba8 => pixels(&raw, |[r, g, b, _]| [*r, *g, *b]),
+        ColorType::L16 => pixels(&raw, |v| [wide(*v).min(255) as u8; 3]),
+        ColorType::La16 => pixels(&raw, |[a, b, _, _]| [high([*a, *b]); 3]),
+        ColorType::Rgb16 => pixels(&raw, |[a, b, c, d, e, f]| [[*a, *b], [*c, *d], [*e, *f]].map(high)),
+        ColorType::Rgba16 => pixels(&raw, |[a, b, c, d, e, f, _, _]| [[*a, *b], [*c, *d], [*e, *f]].map(high)),
         _ => return None,
     })
 }

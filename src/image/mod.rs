@@ -10,6 +10,8 @@ mod jpeg_ls;
 pub mod pad;
 pub mod resize;
 pub mod tiling;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 pub use decode::{MAX_PIXELS, Probe, decode, open, probe};
 

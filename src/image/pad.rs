@@ -61,14 +61,12 @@ fn overlap(size: usize, side: usize) -> (usize, usize) {
 /// `[height, width, 3]` -> `[3, height, width]`
 #[must_use]
 pub fn normalize(image: &Rgb8, factor: f64, mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
-    let table: [[f32; 256]; 3] =
-        std::array::from_fn(|c| std::array::from_fn(|v| ((v as f64 * factor) as f32 - mean[c]) / std[c]));
-    let area = image.width * image.height;
-    let mut out = vec![0.0; 3 * area];
-    for (plane, (channel, table)) in out.chunks_exact_mut(area).zip(table.iter().enumerate()) {
-        for (to, pixel) in plane.iter_mut().zip(image.data.chunks_exact(3)) {
-            *to = table[usize::from(pixel[channel])];
-        }
+    let pixels = image.data.as_chunks::<3>().0;
+    let mut out = Vec::with_capacity(3 * pixels.len());
+    for channel in 0..3 {
+        let table: [f32; 256] = std::array::from_fn(|v| ((v as f64 * factor) as f32 - mean[channel]) / std[channel]);
+        // Nothing is set to zero first; what is left is bound by writing the result.
+        out.extend(pixels.iter().map(|p| table[usize::from(p[channel])]));
     }
     out
 }
@@ -104,5 +102,20 @@ mod tests {
         let image = Rgb8 { width: 2, height: 1, data: vec![0, 51, 255, 255, 0, 0] };
         let out = normalize(&image, 1.0 / 255.0, [0.0, 0.0, 0.5], [1.0, 0.5, 0.5]);
         assert_eq!(out, [0.0, 1.0, 0.4, 0.0, 1.0, -1.0]);
+    }
+
+    #[test]
+    fn every_sample_is_normalised_in_the_same_order() {
+        let data: Vec<u8> = (0..21 * 37 * 3).map(|i| (i * 7 % 256) as u8).collect();
+        let image = Rgb8 { width: 37, height: 21, data };
+        let (factor, mean, std) =
+            (1.0 / 255.0, [0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_5, 0.3, 0.275_777_1]);
+        let out = normalize(&image, factor, mean, std);
+        for (i, pixel) in image.data.chunks_exact(3).enumerate() {
+            for c in 0..3 {
+                let expected = ((f64::from(pixel[c]) * factor) as f32 - mean[c]) / std[c];
+                assert_eq!(out[c * 21 * 37 + i].to_bits(), expected.to_bits(), "pixel {i}, channel {c}");
+            }
+        }
     }
 }

@@ -31,7 +31,7 @@ use super::{
 const BLOCK: usize = 64;
 
 /// Added to scores of keys outside a range by the composed form. Finite, so that a query without keys stays finite.
-const MASKED: f32 = -1e30;
+pub(super) const MASKED: f32 = -1e30;
 
 /// Softmax of `scale q k^T` over the keys of each query's range, times `v`; f32.
 ///
@@ -62,7 +62,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, ranges: Tensor<3, Int
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"), Autodiff)]
 pub trait AttentionOps: Backend {
     /// Attention within ranges.
-    #[fusion(default)]
+    #[fusion(dtype = q, shape = q)]
     fn ranged_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -74,7 +74,7 @@ pub trait AttentionOps: Backend {
     }
 
     /// Gradients of queries, keys and values.
-    #[fusion(default)]
+    #[fusion(meta = |q, k, v, _ranges, _grad, _scale| (q.clone(), k.clone(), v.clone()))]
     fn ranged_attention_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -86,9 +86,6 @@ pub trait AttentionOps: Backend {
         backward::<Self>(q, k, v, ranges, grad, scale)
     }
 }
-
-#[cfg(feature = "gpu")]
-impl AttentionOps for burn_cubecl::CubeBackend {}
 
 /// 0 at keys that a query sees and [`MASKED`] or twice that elsewhere: `[rows or 1, 1, queries, keys]`.
 fn bias<B: Backend>(ranges: IntTensor<B>, keys: usize) -> FloatTensor<B> {
@@ -133,7 +130,7 @@ fn probabilities<B: Backend>(q: FloatTensor<B>, k: FloatTensor<B>, ranges: IntTe
     B::float_reshape(B::float_div(exp, sum), Shape::new([rows, kv_heads, groups * queries, keys]))
 }
 
-fn forward<B: Backend>(
+pub(super) fn forward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
@@ -144,7 +141,7 @@ fn forward<B: Backend>(
     unfolded::<B>(B::float_matmul(probabilities::<B>(q, k, ranges, scale), v), heads)
 }
 
-fn backward<B: Backend>(
+pub(super) fn backward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
@@ -482,21 +479,27 @@ impl AttentionOps for Flex {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::{
-        super::tests::{difference, values},
+        super::tests::{device, difference, values},
         *,
     };
 
     /// Rows, queries, heads, key-value heads, keys, width of a head.
-    type Dims = [usize; 6];
+    pub(in crate::kernel) type Dims = [usize; 6];
 
     /// Output and gradients of queries, keys and values; `swapped` keys and values are views of `[rows, keys, ..]`.
-    fn run(op: impl Fn([Tensor<4>; 3], f64) -> Tensor<4>, dims: Dims, swapped: bool, expanded: bool) -> [Tensor<4>; 4] {
+    fn run(
+        op: impl Fn([Tensor<4>; 3], f64) -> Tensor<4>,
+        device: Device,
+        dims: Dims,
+        swapped: bool,
+        expanded: bool,
+    ) -> [Tensor<4>; 4] {
         let [rows, queries, heads, kv_heads, keys, dim] = dims;
-        let device = Device::flex().autodiff();
+        let device = device.autodiff();
         let q = values([rows, queries, heads, dim], 0, &device).require_grad();
         let leaf = |key: u64| {
             let shape = if swapped { [rows, keys, kv_heads, dim] } else { [rows, kv_heads, keys, dim] };
@@ -511,7 +514,7 @@ mod tests {
         [out.without_autodiff(), grad(q), grad(k), grad(v)]
     }
 
-    /// Burn's operations under autodiff.
+    /// Burn's operations under autodiff, on the CPU.
     fn composed([q, k, v]: [Tensor<4>; 3], ranges: &[[i32; 2]], scale: f64) -> Tensor<4> {
         let ([rows, queries, heads, dim], [_, kv_heads, keys, _]) = (q.dims(), k.dims());
         let repeat = |t: Tensor<4>| {
@@ -530,14 +533,16 @@ mod tests {
 
     fn tensor(ranges: &[[i32; 2]], queries: usize) -> Tensor<3, Int> {
         let data = TensorData::new(ranges.as_flattened().to_vec(), [ranges.len() / queries, queries, 2]);
-        Tensor::from_data(data, (&Device::flex(), burn::tensor::DType::I32))
+        Tensor::from_data(data, (&device(), burn::tensor::DType::I32))
     }
 
-    fn check(dims: Dims, ranges: &[[i32; 2]]) {
+    pub(in crate::kernel) fn check(dims: Dims, ranges: &[[i32; 2]]) {
         for (swapped, expanded) in [(false, false), (true, false), (false, true)] {
             let seen = tensor(ranges, dims[1]);
-            let found = run(|[q, k, v], scale| attention(q, k, v, seen.clone(), scale), dims, swapped, expanded);
-            let expected = run(|inputs, scale| composed(inputs, ranges, scale), dims, swapped, expanded);
+            let found =
+                run(|[q, k, v], scale| attention(q, k, v, seen.clone(), scale), device(), dims, swapped, expanded);
+            let cpu = Device::flex();
+            let expected = run(|inputs, scale| composed(inputs, ranges, scale), cpu, dims, swapped, expanded);
             for (found, expected) in found.into_iter().zip(expected) {
                 let off = difference(found, expected);
                 assert!(off < 1e-5, "{dims:?} {off}");
@@ -578,7 +583,7 @@ mod tests {
         let q = values::<4>([2, 6, 4, 8], 0, &device);
         let (k, v, g) =
             (values([2, 2, 9, 8], 1, &device), values([2, 2, 9, 8], 2, &device), values([2, 6, 4, 8], 3, &device));
-        let expected = run(|inputs, scale| composed(inputs, &ranges, scale), dims, false, false);
+        let expected = run(|inputs, scale| composed(inputs, &ranges, scale), Device::flex(), dims, false, false);
         let flex = |t: Tensor<4>| FlexTensor::from_data(t.into_data());
         let seen = || FlexTensor::from_data(tensor(&ranges, 6).into_data());
         let back = |t: FlexTensor| Tensor::<4>::from_data(flex_data(t), &device);
@@ -599,6 +604,7 @@ mod tests {
     fn a_query_without_keys_is_finite_and_moves_nothing() {
         let found = run(
             |[q, k, v], scale| attention(q, k, v, tensor(&[[0, 0], [0, 2]], 2), scale),
+            device(),
             [1, 2, 2, 1, 2, 16],
             false,
             false,
@@ -611,6 +617,7 @@ mod tests {
         let seen = tensor(&ranges, 2 * BLOCK);
         let found = run(
             |[q, k, v], scale| attention(q, k, v, seen.clone(), scale),
+            device(),
             [1, 2 * BLOCK, 2, 1, 2 * BLOCK, 16],
             false,
             false,

@@ -1,5 +1,7 @@
 //! Cross-entropy of rows of logits: losses, and the gradient of their sum, in one pass over each row.
 
+#[cfg(feature = "gpu")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::{
     backend::{
         Backend, Dispatch, Flex, TensorMetadata, backend_extension,
@@ -28,16 +30,18 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> (Tensor<1>, T
 #[backend_extension(Flex, Cube: cfg(feature = "gpu"), Fusion: cfg(feature = "gpu"))]
 pub trait CrossEntropyOps: Backend {
     /// Losses and gradient.
-    #[fusion(default)]
+    #[fusion(meta = losses_and_gradient)]
     fn cross_entropy(logits: FloatTensor<Self>, labels: IntTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>) {
         composed::<Self>(logits, labels)
     }
 }
 
 #[cfg(feature = "gpu")]
-impl CrossEntropyOps for burn_cubecl::CubeBackend {}
+fn losses_and_gradient(logits: &TensorSpec, _labels: &TensorSpec) -> (TensorSpec, TensorSpec) {
+    (TensorSpec::new(Shape::new([logits.shape[0]]), logits.dtype), logits.clone())
+}
 
-fn composed<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) {
+pub(super) fn composed<B: Backend>(logits: FloatTensor<B>, labels: IntTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) {
     let [n, _] = logits.shape().dims();
     let labels = B::int_reshape(labels, Shape::new([n, 1]));
     let largest = B::float_max_dim(logits.clone(), 1);
@@ -95,7 +99,7 @@ mod tests {
     use burn::tensor::{Device, TensorData, activation::log_softmax};
 
     use super::{
-        super::tests::{difference, values},
+        super::tests::{device, difference, values},
         *,
     };
 
@@ -105,7 +109,7 @@ mod tests {
 
     #[test]
     fn loss_and_gradient_equal_the_composed_form() {
-        let device = Device::flex();
+        let device = device();
         for transposed in [false, true] {
             let logits =
                 if transposed { values([100, 5], 0, &device).transpose() } else { values([5, 100], 0, &device) };
@@ -135,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_shows_in_the_loss() {
-        let device = Device::flex();
+        let device = device();
         let mut logits = vec![0f32; 30];
         logits[3] = f32::NAN;
         let logits = Tensor::<2>::from_data(TensorData::new(logits, [3, 10]), &device);

@@ -331,16 +331,16 @@ impl LinearOps for Flex {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, FloatDType};
+    use burn::tensor::FloatDType;
 
     use super::{
-        super::tests::{difference, values},
+        super::tests::{device, difference, halves, values},
         *,
     };
 
     /// Value and gradient of `x`.
     fn run(op: impl Fn(Tensor<2>, Tensor<2>) -> Tensor<2>, rows: usize, weight: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        let device = Device::flex().autodiff();
+        let device = device().autodiff();
         let [d_input, d_output] = weight.dims();
         let x = values([rows, d_input], 0, &device).require_grad();
         let out = op(x.clone(), weight);
@@ -350,11 +350,11 @@ mod tests {
 
     #[test]
     fn a_frozen_weight_of_any_type_and_layout_counts_as_its_f32_form() {
-        let device = Device::flex();
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let device = device();
+        for dtype in halves(&device).into_iter().chain([FloatDType::F32]) {
             for (d_input, d_output) in [(37, 50), (64, 33), (700, 90)] {
                 for rows in [1, 3, 20, 130] {
-                    let stored = values([d_output, d_input], 2, &device).cast(FloatDType::from(dtype));
+                    let stored = values([d_output, d_input], 2, &device).cast(dtype);
                     let wide = stored.clone().cast(FloatDType::F32).transpose();
                     let as_file = stored.clone().transpose();
                     let as_module = stored.transpose().reshape([d_input * d_output]).reshape([d_input, d_output]);
@@ -371,17 +371,19 @@ mod tests {
 
     #[test]
     fn a_part_of_a_weight_is_read_where_it_lies() {
-        let device = Device::flex();
-        let all = values([12, 20], 3, &device).cast(FloatDType::BF16);
-        let part = all.clone().narrow(0, 4, 6).transpose();
-        let wide = all.cast(FloatDType::F32).narrow(0, 4, 6).transpose();
-        let x = values([2, 20], 4, &device);
-        assert!(difference(linear(x.clone(), part), x.matmul(wide)) < 1e-5);
+        let device = device();
+        for dtype in halves(&device) {
+            let all = values([12, 20], 3, &device).cast(dtype);
+            let part = all.clone().narrow(0, 4, 6).transpose();
+            let wide = all.cast(FloatDType::F32).narrow(0, 4, 6).transpose();
+            let x = values([2, 20], 4, &device);
+            assert!(difference(linear(x.clone(), part), x.matmul(wide)) < 1e-5, "{dtype:?}");
+        }
     }
 
     #[test]
     fn a_trained_weight_gets_the_gradient_of_a_product() {
-        let device = Device::flex().autodiff();
+        let device = device().autodiff();
         let gradients = |op: fn(Tensor<2>, Tensor<2>) -> Tensor<2>, expanded: bool| {
             let (x, weight) = (values([70, 33], 0, &device), values([33, 40], 1, &device).require_grad());
             let out = op(x.transpose().transpose(), weight.clone());
@@ -399,9 +401,10 @@ mod tests {
         transposed: bool,
         expanded: bool,
     ) -> [Tensor<2>; 4] {
-        let device = Device::flex().autodiff();
+        let plain = device();
+        let device = plain.clone().autodiff();
         let x = if transposed { values([40, 90], 0, &device).transpose() } else { values([90, 40], 0, &device) };
-        let (x, weight) = (x.require_grad(), values([70, 40], 1, &Device::flex()).transpose());
+        let (x, weight) = (x.require_grad(), values([70, 40], 1, &plain).transpose());
         let (a, b) = (values([40, 6], 2, &device).require_grad(), values([6, 70], 3, &device).require_grad());
         let out = op(x.clone(), weight, a.clone(), b.clone());
         let loss = if expanded { out.clone() } else { out.clone() * values([90, 70], 4, &device) };

@@ -69,16 +69,14 @@ impl<B: PullBackOps, C: CheckpointStrategy> PullBackOps for Autodiff<B, C> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::{
-        super::tests::{difference, values},
+        super::tests::{device, difference, values},
         *,
     };
 
     #[test]
     fn it_is_the_gradient_of_the_product() {
-        let device = Device::flex();
+        let device = device();
         let x = values([9, 7], 0, &device).autodiff().require_grad();
         let g = values::<2>([7, 9], 1, &device).transpose();
         let y = || x.clone().exp() * x.clone();

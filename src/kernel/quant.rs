@@ -27,7 +27,7 @@ use super::{
 };
 
 /// Values of the panel that is f32 at one time: 16 MiB.
-const PANEL: usize = 1 << 22;
+pub const PANEL: usize = 1 << 22;
 
 /// Rows of activations up to which the weight is unpacked row by row.
 const FEW: usize = 8;
@@ -238,13 +238,13 @@ mod tests {
     use burn::tensor::FloatDType;
 
     use super::{
-        super::tests::{difference, values},
+        super::tests::{device, difference, halves, values},
         *,
     };
 
     /// Value and gradient of `x`.
     fn run(op: impl Fn(Tensor<2>) -> Tensor<2>, n: usize, d_input: usize) -> (Tensor<2>, Tensor<2>) {
-        let device = Device::flex().autodiff();
+        let device = device().autodiff();
         let x = values([n, d_input], 0, &device).require_grad();
         let out = op(x.clone());
         let mut grads = (out.clone() * values(out.dims(), 1, &device)).sum().backward();
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn panels_and_few_rows_equal_the_unpacked_weight() {
-        let device = Device::flex();
+        let device = device();
         for format in [Format::Int8, Format::Nf4, Format::Nf4Double] {
             // 5000 columns make several panels of the larger matrix
             for (d_input, d_output) in [(37, 50), (64, 33), (5000, 900)] {
@@ -272,13 +272,15 @@ mod tests {
 
     #[test]
     fn a_half_type_is_packed_as_its_values() {
-        let device = Device::flex();
-        let half = values([20, 12], 3, &device).cast(FloatDType::BF16);
-        let wide = half.clone().cast(FloatDType::F32);
-        let view = half.clone().transpose().reshape([240]).reshape([12, 20]).transpose();
-        for weight in [half, view] {
-            let found = Packed::new(weight, Format::Nf4).dense(&device);
-            assert_eq!(difference(found, Packed::new(wide.clone(), Format::Nf4).dense(&device)), 0.0);
+        let device = device();
+        for dtype in halves(&device) {
+            let half = values([20, 12], 3, &device).cast(dtype);
+            let wide = half.clone().cast(FloatDType::F32);
+            let view = half.clone().transpose().reshape([240]).reshape([12, 20]).transpose();
+            for weight in [half, view] {
+                let found = Packed::new(weight, Format::Nf4).dense(&device);
+                assert_eq!(difference(found, Packed::new(wide.clone(), Format::Nf4).dense(&device)), 0.0);
+            }
         }
     }
 }

@@ -139,10 +139,10 @@ fn rotate_position<const FMA: bool>(x: &[f32], stride: usize, cos: &[f32], sin: 
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, s};
+    use burn::tensor::s;
 
     use super::{
-        super::tests::{difference, values},
+        super::tests::{device, difference, values},
         *,
     };
 
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn fused_equals_composed() {
-        let device = Device::flex().autodiff();
+        let device = device().autodiff();
         for rows in [1, 3] {
             let run = |op: fn(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>| {
                 let x = values([3, 5, 2, 8], 0, &device).require_grad();

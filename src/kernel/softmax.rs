@@ -161,15 +161,15 @@ impl MaskedSoftmaxOps for Flex {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, activation::softmax};
+    use burn::tensor::activation::softmax;
 
     use super::{
-        super::tests::{difference, values},
+        super::tests::{device, difference, values},
         *,
     };
 
     fn run(op: fn(Tensor<4>, Tensor<4>) -> Tensor<4>, rows: usize, swapped: bool) -> (Tensor<4>, Tensor<4>) {
-        let device = Device::flex().autodiff();
+        let device = device().autodiff();
         let scores = values([3, 2, 9, 37], 0, &device).require_grad();
         let bias = (values([rows, 1, 9, 37], 1, &device) - 2.0).sign().mul_scalar(1e30).clamp_max(0.0);
         let weight = values([3, 2, 9, 37], 2, &device);

@@ -182,15 +182,15 @@ impl SwigluOps for Flex {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, activation::silu};
+    use burn::tensor::activation::silu;
 
     use super::{
-        super::tests::{difference, values},
+        super::tests::{device, difference, values},
         *,
     };
 
     fn gradients(op: fn(Tensor<2>, Tensor<2>) -> Tensor<2>, transposed: bool) -> [Tensor<2>; 3] {
-        let device = Device::flex().autodiff();
+        let device = device().autodiff();
         let (gate, up, weight) =
             (values([129, 300], 0, &device), values([129, 300], 1, &device), values([129, 300], 2, &device));
         let (gate, up) = (gate.require_grad(), up.require_grad());
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn an_expanded_gradient_is_read_through_its_strides() {
-        let device = Device::flex().autodiff();
+        let device = device().autodiff();
         let gate = values([7, 40], 3, &device).require_grad();
         let up = values([7, 40], 4, &device);
         let mut fused = swiglu(gate.clone(), up.clone()).sum().backward();

@@ -1,15 +1,21 @@
 //! Scaled dot-product attention with grouped key-value heads; softmax in f32.
 //!
 //! Queries of the heads that share a key-value head are folded into one longer block of queries, so keys and values are
-//! never repeated. In f32 on the CPU the project's own kernel runs, with and without autodiff. Elsewhere, without autodiff
-//! Burn's fused attention runs; with autodiff the composed form runs, in chunks of queries that read only the keys they
-//! may see, which bounds the score matrices that are kept for the backward pass.
+//! never repeated. Where activations are f32, on the CPU and on WebGPU and Vulkan devices, the project's own kernel runs,
+//! with and without autodiff. On CUDA, without autodiff Burn's fused attention runs; with autodiff the composed form runs,
+//! in chunks of queries that read only the keys they may see, which bounds the score matrices that are kept for the
+//! backward pass. Both multiply on tensor cores, which the project's kernel does not; none of this has been measured on
+//! a GPU yet.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, module::attention, ops::AttentionModuleOptions, s};
 
-use super::cast;
+use super::{cast, debug_dtype};
 use crate::{
     kernel::{attention::attention as ranged, fused as fused_kernels, softmax::masked_softmax},
     weights::keeps_half,
@@ -80,22 +86,47 @@ impl Columns {
     }
 }
 
-/// Mask of a batch, true where a query must not see a key.
+/// What the queries of a batch see, on the host.
+#[derive(Debug)]
+enum Seen {
+    /// First key and key past the last of each query, all keys between included.
+    Ranges(Vec<[i32; 2]>),
+    /// `[rows, queries, keys]`, true at keys that a query must not see; for rows whose real keys have gaps.
+    Masked(Vec<bool>),
+}
+
+/// Which keys each query of a batch sees. The matrix of all pairs exists only for those who ask for it.
 #[derive(Debug, Clone)]
 pub struct AttentionMask {
-    /// `[rows or 1, 1, queries, keys]`
-    masked: Tensor<4, Bool>,
-    /// `[rows or 1, queries, 2]`, first key and key past the last that each query sees, if those between are seen too.
+    /// Rows or 1, queries, keys.
+    dims: [usize; 3],
+    seen: Arc<Seen>,
+    device: Device,
+    /// `[rows or 1, queries, 2]`, where the keys between two are what each query sees.
     ranges: Option<Tensor<3, Int>>,
     /// Key column of the first query.
     start: usize,
     /// `[rows, keys]`, which text each column belongs to, if rows hold several.
     segments: Option<Arc<[i32]>>,
+    masked: Arc<OnceLock<Tensor<4, Bool>>>,
     bias: Arc<OnceLock<Tensor<4>>>,
     folded: Arc<OnceLock<Tensor<4, Bool>>>,
 }
 
 impl AttentionMask {
+    fn new(dims: [usize; 3], seen: Seen, device: &Device) -> Self {
+        let ranges = match &seen {
+            Seen::Ranges(values) => {
+                let data = TensorData::new(values.as_flattened().to_vec(), [dims[0], dims[1], 2]);
+                Some(Tensor::from_data(data, (device, DType::I32)))
+            }
+            Seen::Masked(_) => None,
+        };
+        let (masked, bias, folded) = Default::default();
+        let (seen, device) = (Arc::new(seen), device.clone());
+        Self { dims, seen, device, ranges, start: 0, segments: None, masked, bias, folded }
+    }
+
     /// Causal mask over real keys; with `window`, a query sees itself and the `window - 1` keys before it.
     ///
     /// When padding only follows the tokens, no query of a token can see it, and one mask serves all rows. Texts that
@@ -106,31 +137,24 @@ impl AttentionMask {
         let right_padded = mask.chunks((*keys).max(1)).all(|row| row.is_sorted_by(|a, b| a >= b));
         let rows = if right_padded && segments.is_none() { 1 } else { *rows };
         let window = window.unwrap_or(usize::MAX);
-        let mut masked = Vec::with_capacity(rows * length * keys);
-        for row in 0..rows {
-            let other = |a: usize, b: usize| segments.as_ref().is_some_and(|s| s[row * keys + a] != s[row * keys + b]);
-            for query in 0..*length {
-                let column = start + query;
-                masked.extend((0..*keys).map(|key| {
-                    let padding = !right_padded && !mask[row * keys + key];
-                    key > column || column - key >= window || padding || other(column, key)
-                }));
-            }
-        }
-        let ranges = ranges(&masked, [rows, *length, *keys], device);
-        let masked = Tensor::from_data(TensorData::new(masked, [rows, 1, *length, *keys]), device);
-        Self { masked, ranges, start: *start, segments: segments.clone(), bias: Arc::default(), folded: Arc::default() }
+        let every = vec![true; *keys];
+        let real = |row: usize| if right_padded { &every[..] } else { &mask[row * keys..][..*keys] };
+        let text = |row: usize| segments.as_ref().map(|s| &s[row * keys..][..*keys]);
+        let queries = *start..start + length;
+        let ranges: Option<Vec<_>> =
+            (0..rows).map(|row| ranges(queries.clone(), real(row), text(row), window)).collect();
+        let seen = ranges.map_or_else(
+            || Seen::Masked((0..rows).flat_map(|row| masked(queries.clone(), real(row), text(row), window)).collect()),
+            |rows| Seen::Ranges(rows.concat()),
+        );
+        Self { start: *start, segments: segments.clone(), ..Self::new([rows, *length, *keys], seen, device) }
     }
 
     /// Every query sees the real keys of its row: the first `lengths[row]` of `keys`.
     #[must_use]
     pub fn padded(lengths: &[usize], keys: usize, device: &Device) -> Self {
-        let seen: Vec<i32> = lengths.iter().flat_map(|n| (0..keys).flat_map(|_| [0, *n as i32])).collect();
-        let ranges = Tensor::from_data(TensorData::new(seen, [lengths.len(), keys, 2]), (device, DType::I32));
-        let masked: Vec<bool> = lengths.iter().flat_map(|n| (0..keys).map(move |key| key >= *n)).collect();
-        let masked = Tensor::<4, Bool>::from_data(TensorData::new(masked, [lengths.len(), 1, 1, keys]), device);
-        let masked = masked.expand([lengths.len(), 1, keys, keys]);
-        Self { masked, ranges: Some(ranges), start: 0, segments: None, bias: Arc::default(), folded: Arc::default() }
+        let seen = lengths.iter().flat_map(|n| vec![[0, *n as i32]; keys]).collect();
+        Self::new([lengths.len(), keys, keys], Seen::Ranges(seen), device)
     }
 
     /// `[rows, keys]`, which text each column belongs to; none when every row is one text.
@@ -142,15 +166,35 @@ impl AttentionMask {
     /// Number of key columns.
     #[must_use]
     pub fn keys(&self) -> usize {
-        self.masked.dims()[3]
+        self.dims[2]
+    }
+
+    /// `[rows or 1, 1, queries, keys]`, true where a query must not see a key.
+    fn masked(&self) -> Tensor<4, Bool> {
+        self.masked
+            .get_or_init(|| {
+                let [rows, queries, keys] = self.dims;
+                let masked = match &*self.seen {
+                    Seen::Masked(masked) => masked.clone(),
+                    Seen::Ranges(ranges) => {
+                        let outside = |r: &[i32; 2]| {
+                            let [first, last] = *r;
+                            (0..keys as i32).map(move |key| key < first || key >= last)
+                        };
+                        ranges.iter().flat_map(outside).collect()
+                    }
+                };
+                Tensor::from_data(TensorData::new(masked, [rows, 1, queries, keys]), &self.device)
+            })
+            .clone()
     }
 
     /// `[rows or 1, 1, queries, keys]`, f32, to be added to scores.
     fn bias(&self) -> Tensor<4> {
         self.bias
             .get_or_init(|| {
-                let device = self.masked.device();
-                Tensor::zeros(self.masked.dims(), (&device, DType::F32)).mask_fill(self.masked.clone(), MASKED)
+                let masked = self.masked();
+                Tensor::zeros(masked.dims(), (&self.device, DType::F32)).mask_fill(masked, MASKED)
             })
             .clone()
     }
@@ -158,10 +202,55 @@ impl AttentionMask {
     /// `[rows or 1, 1, groups * queries, keys]`
     fn folded(&self, groups: usize) -> Tensor<4, Bool> {
         if groups == 1 {
-            return self.masked.clone();
+            return self.masked();
         }
-        self.folded.get_or_init(|| self.masked.clone().repeat_dim(2, groups)).clone()
+        self.folded.get_or_init(|| self.masked().repeat_dim(2, groups)).clone()
     }
+}
+
+/// First key and key past the last that each query of a row sees: not itself in a later column, not further back than
+/// `window`, `real` keys of its own `text`. None if there are gaps among them.
+fn ranges(queries: Range<usize>, real: &[bool], text: Option<&[i32]>, window: usize) -> Option<Vec<[i32; 2]>> {
+    // the first real key from each column on, the last before each column, and how many are before it
+    let keys = real.len();
+    let (mut next, mut last, mut count) = (vec![keys; keys + 1], vec![0; keys + 1], vec![0; keys + 1]);
+    for key in 0..keys {
+        last[key + 1] = if real[key] { key + 1 } else { last[key] };
+        count[key + 1] = count[key] + usize::from(real[key]);
+    }
+    for key in (0..keys).rev() {
+        next[key] = if real[key] { key } else { next[key + 1] };
+    }
+    let mut begins = vec![0; keys];
+    if let Some(text) = text {
+        let mut before = HashSet::new();
+        for key in 0..keys {
+            let same = key > 0 && text[key] == text[key - 1];
+            if !same && !before.insert(text[key]) {
+                return None;
+            }
+            begins[key] = if same { begins[key - 1] } else { key };
+        }
+    }
+    queries
+        .map(|column| {
+            let first = next[begins[column].max((column + 1).saturating_sub(window))];
+            let last = last[column + 1];
+            match first < last {
+                false => Some([0, 0]),
+                true => (count[last] - count[first] == last - first).then_some([first as i32, last as i32]),
+            }
+        })
+        .collect()
+}
+
+/// As [`ranges`], pair by pair: true where a query must not see a key.
+fn masked(queries: Range<usize>, real: &[bool], text: Option<&[i32]>, window: usize) -> Vec<bool> {
+    let hidden = |column: usize, key: usize| {
+        let other = text.is_some_and(|text| text[column] != text[key]);
+        key > column || column - key >= window || !real[key] || other
+    };
+    queries.flat_map(|column| (0..real.len()).map(move |key| hidden(column, key))).collect()
 }
 
 /// Attention of queries to keys and values; the default scale `1 / sqrt(head_dim)`.
@@ -172,6 +261,8 @@ impl AttentionMask {
 #[must_use]
 pub fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&AttentionMask>) -> Tensor<3> {
     let [rows, queries, heads, head_dim] = q.dims();
+    debug_dtype(&k, q.dtype(), "attention");
+    debug_dtype(&v, q.dtype(), "attention");
     if let Some(ranges) = own_ranges(&[&q, &k, &v], mask) {
         let out = ranged(q, k, v, ranges, (head_dim as f64).powf(-0.5));
         return out.reshape([rows, queries, heads * head_dim]);
@@ -181,7 +272,8 @@ pub fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: Option<&AttentionM
     out.swap_dims(1, 2).reshape([rows, queries, heads * head_dim])
 }
 
-/// Ranges of keys for the project's own attention, where it is to compute this one: in f32 on the CPU.
+/// Ranges of keys for the project's own attention, where it is to compute this one: in f32, on devices
+/// whose activations are f32.
 fn own_ranges([q, k, v]: &[&Tensor<4>; 3], mask: Option<&AttentionMask>) -> Option<Tensor<3, Int>> {
     let device = q.device();
     if !fused_kernels() || !keeps_half(&device) || [q, k, v].iter().any(|t| t.dtype() != DType::F32) {
@@ -195,20 +287,6 @@ fn own_ranges([q, k, v]: &[&Tensor<4>; 3], mask: Option<&AttentionMask>) -> Opti
             Some(Tensor::from_data(all, (&device.without_autodiff(), DType::I32)))
         }
     }
-}
-
-/// First key and key past the last that each query of a mask sees; none if one does not see all keys between.
-fn ranges(masked: &[bool], [rows, queries, keys]: [usize; 3], device: &Device) -> Option<Tensor<3, Int>> {
-    let mut values = Vec::with_capacity(rows * queries * 2);
-    for masked in masked.chunks(keys.max(1)) {
-        let first = masked.iter().position(|m| !m).unwrap_or(0);
-        let last = masked.iter().rposition(|m| !m).map_or(0, |last| last + 1);
-        if first < last && masked[first..last].contains(&true) {
-            return None;
-        }
-        values.extend([first as i32, last as i32]);
-    }
-    Some(Tensor::from_data(TensorData::new(values, [rows, queries, 2]), (device, DType::I32)))
 }
 
 /// `[rows, heads, queries, head_dim]`
@@ -334,10 +412,15 @@ mod tests {
         let full = vec![true; length];
         let left: Vec<bool> = (0..length).map(|t| t >= 30).collect();
         let right: Vec<bool> = (0..length).map(|t| t < 270).collect();
-        for (masks, window) in
-            [(vec![full.clone(), right], None), (vec![full.clone(), left.clone()], None), (vec![left, full], Some(20))]
-        {
+        let gaps: Vec<bool> = (0..length).map(|t| t % 7 != 3).collect();
+        for (masks, window, ranged) in [
+            (vec![full.clone(), right], None, true),
+            (vec![full.clone(), left.clone()], None, true),
+            (vec![left, full.clone()], Some(20), true),
+            (vec![full, gaps], Some(20), false),
+        ] {
             let mask = AttentionMask::causal(&columns(&masks), window, &device);
+            assert_eq!(mask.ranges.is_some(), ranged);
             let seen = |row: usize, query: usize, key: usize| {
                 key <= query && window.is_none_or(|w| query - key < w) && masks[row][key]
             };

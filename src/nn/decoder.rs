@@ -8,7 +8,7 @@ use burn::{
 
 use super::{
     attention::{AttentionMask, Columns, attend, probabilities},
-    cast,
+    cast, debug_dtype,
     linear::{linear_forward, linear_module},
     norm::RmsNorm,
     rope::Rope,
@@ -298,7 +298,11 @@ impl DecoderLayer {
     /// `[rows, length, hidden_size]` -> same
     #[must_use]
     pub fn forward(&self, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), context, cache);
-        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
+        let dtype = x.dtype();
+        let branch = self.self_attn.forward(self.input_layernorm.forward(x.clone()), context, cache);
+        let (x, normed) = self.post_attention_layernorm.add_forward(x, branch);
+        let x = x + self.mlp.forward(normed);
+        debug_dtype(&x, dtype, "the residual stream");
+        x
     }
 }

@@ -6,7 +6,7 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Device, Tensor, activation::gelu, s},
+    tensor::{Device, Tensor, s},
 };
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     parameter,
     vit::PatchEmbedding,
 };
+use crate::kernel::gelu::gelu;
 
 /// Shape of an InternViT.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -284,42 +285,5 @@ impl InternVit {
     #[must_use]
     pub fn forward(&self, pixels: Tensor<4>, layers: usize) -> Tensor<3> {
         self.encoder.layers[..layers].iter().fold(self.embeddings.forward(pixels), |x, layer| layer.forward(x))
-    }
-}
-
-/// Turns blocks of `block` x `block` patches into one feature with all their channels, which are ordered by row, then
-/// column, then channel.
-///
-/// Features come row by row, or with `transposed` (the original's version 1) column by column.
-///
-/// # Shapes
-/// `[tiles, grid * grid, width]` -> `[tiles, (grid / block)^2, width * block^2]`
-#[must_use]
-pub fn pixel_shuffle(x: Tensor<3>, block: usize, transposed: bool) -> Tensor<3> {
-    let [tiles, patches, width] = x.dims();
-    let grid = patches.isqrt();
-    assert_eq!(grid * grid, patches, "tiles are square");
-    let side = grid / block;
-    let order = if transposed { [0, 3, 1, 2, 4, 5] } else { [0, 1, 3, 2, 4, 5] };
-    x.reshape([tiles, side, block, side, block, width]).permute(order).reshape([
-        tiles,
-        side * side,
-        block * block * width,
-    ])
-}
-
-#[cfg(test)]
-mod tests {
-    use burn::tensor::TensorData;
-
-    use super::*;
-
-    #[test]
-    fn shuffling_keeps_rows_before_columns() {
-        let values: Vec<f32> = (0..16).map(|i| i as f32).collect();
-        let x = Tensor::<3>::from_data(TensorData::new(values, [1, 16, 1]), &Device::flex());
-        let rows = |t: Tensor<3>| t.into_data().try_to_vec::<f32>().unwrap();
-        assert_eq!(rows(pixel_shuffle(x.clone(), 2, false))[..8], [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
-        assert_eq!(rows(pixel_shuffle(x, 2, true))[..8], [0.0, 1.0, 4.0, 5.0, 8.0, 9.0, 12.0, 13.0]);
     }
 }

@@ -92,8 +92,9 @@ impl InternLm2Layer {
     /// `[rows, length, hidden_size]` -> same
     #[must_use]
     pub fn forward(&self, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let x = x.clone() + self.attention.forward(self.attention_norm.forward(x), context, cache);
-        x.clone() + self.feed_forward.forward(self.ffn_norm.forward(x))
+        let branch = self.attention.forward(self.attention_norm.forward(x.clone()), context, cache);
+        let (x, normed) = self.ffn_norm.add_forward(x, branch);
+        x + self.feed_forward.forward(normed)
     }
 }
 

@@ -37,6 +37,12 @@ pub fn parameter<const D: usize>(shape: [usize; D], fill: f32, device: &Device) 
     )
 }
 
+/// Debug builds stop where a tensor does not have the type that `place` takes: Burn promotes nothing, and a wrong type
+/// would show far from where it arose.
+pub(crate) fn debug_dtype<const D: usize>(x: &Tensor<D>, dtype: DType, place: &str) {
+    debug_assert!(x.dtype() == dtype, "{place} takes {dtype:?} and got {:?}", x.dtype());
+}
+
 /// `x` as `dtype`, without a pass over it when it already is.
 #[must_use]
 pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {

@@ -6,7 +6,7 @@ use burn::{
 };
 
 use super::{cast, parameter};
-use crate::kernel::norm::{layer_norm, rms_norm};
+use crate::kernel::norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 
 /// Root-mean-square norm, as in Mistral: statistics in f32, weight multiplied after the cast back.
 #[derive(Module, Debug)]
@@ -28,13 +28,21 @@ impl RmsNorm {
     /// `[.., hidden_size]` -> same
     #[must_use]
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let dtype = x.dtype();
-        if dtype == DType::F32 && self.weight.val().dtype() == DType::F32 {
-            return rms_norm(x, self.weight.val(), self.eps);
+        let weight = cast(self.weight.val(), x.dtype());
+        rms_norm(x, weight, self.eps)
+    }
+
+    /// `x + branch`, and its norm.
+    ///
+    /// # Shapes
+    /// `[.., hidden_size]` -> same, same
+    #[must_use]
+    pub fn add_forward<const D: usize>(&self, x: Tensor<D>, branch: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+        if x.dtype() == DType::F32 && self.weight.val().dtype() == DType::F32 {
+            return add_rms_norm(x, branch, self.weight.val(), self.eps);
         }
-        let x = cast(x, DType::F32);
-        let scale = x.clone().square().mean_dim(D - 1).add_scalar(self.eps).sqrt().recip();
-        cast(x * scale, dtype) * self.weight.val().unsqueeze()
+        let sum = x + branch;
+        (sum.clone(), self.forward(sum))
     }
 }
 
@@ -60,8 +68,25 @@ impl LayerNorm {
     /// `[.., hidden_size]` -> same
     #[must_use]
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let dtype = x.dtype();
-        let (weight, bias) = (cast(self.weight.val(), DType::F32), cast(self.bias.val(), DType::F32));
-        cast(layer_norm(cast(x, DType::F32), weight, bias, self.eps), dtype)
+        let (dtype, weight, bias) = (x.dtype(), self.weight.val(), self.bias.val());
+        if weight.dtype() == dtype && bias.dtype() == dtype {
+            return layer_norm(x, weight, bias, self.eps);
+        }
+        let wide = layer_norm(cast(x, DType::F32), cast(weight, DType::F32), cast(bias, DType::F32), self.eps);
+        cast(wide, dtype)
+    }
+
+    /// `x + branch`, and its norm.
+    ///
+    /// # Shapes
+    /// `[.., hidden_size]` -> same, same
+    #[must_use]
+    pub fn add_forward<const D: usize>(&self, x: Tensor<D>, branch: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+        if x.dtype() == DType::F32 {
+            let (weight, bias) = (cast(self.weight.val(), DType::F32), cast(self.bias.val(), DType::F32));
+            return add_layer_norm(x, branch, weight, bias, self.eps);
+        }
+        let sum = x + branch;
+        (sum.clone(), self.forward(sum))
     }
 }

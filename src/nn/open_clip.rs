@@ -5,7 +5,7 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Device, Tensor, activation::gelu, module::linear, s},
+    tensor::{Device, Tensor, module::linear, s},
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,7 @@ use super::{
     resampler::Resampler,
     vit::PatchEmbedding,
 };
+use crate::kernel::gelu::gelu;
 
 /// Cells of the table of positions, whatever the image size.
 const POSITIONS: usize = 256;
@@ -163,8 +164,9 @@ impl OpenClipBlock {
     /// `[tiles, patches, width]` -> same
     #[must_use]
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attention(x);
-        let inner = gelu(linear_forward(&self.mlp.c_fc, self.ln_2.forward(x.clone())));
+        let branch = self.attention(x.clone());
+        let (x, normed) = self.ln_2.add_forward(x, branch);
+        let inner = gelu(linear_forward(&self.mlp.c_fc, normed));
         x + linear_forward(&self.mlp.c_proj, inner)
     }
 }

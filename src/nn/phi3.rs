@@ -90,8 +90,9 @@ impl Phi3Layer {
     /// `[rows, length, hidden_size]` -> same
     #[must_use]
     pub fn forward(&self, x: Tensor<3>, context: &DecoderContext, cache: Option<&mut LayerCache>) -> Tensor<3> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), context, cache);
-        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
+        let branch = self.self_attn.forward(self.input_layernorm.forward(x.clone()), context, cache);
+        let (x, normed) = self.post_attention_layernorm.add_forward(x, branch);
+        x + self.mlp.forward(normed)
     }
 }
 

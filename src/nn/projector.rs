@@ -3,13 +3,14 @@
 use burn::{
     module::Module,
     nn::Linear,
-    tensor::{Device, Tensor, activation::gelu},
+    tensor::{Device, Tensor},
 };
 
 use super::{
     linear::{linear_forward, linear_module},
     norm::LayerNorm,
 };
+use crate::kernel::gelu::gelu;
 
 /// The activation between two linear layers; exact (erf) GELU. It has no parameters but takes a number in the sequence.
 #[derive(Module, Debug, Default)]

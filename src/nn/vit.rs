@@ -211,8 +211,9 @@ impl ClipLayer {
     /// `[tiles, length, hidden_size]` -> same
     #[must_use]
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x));
-        x.clone() + self.mlp.forward(self.layer_norm2.forward(x))
+        let branch = self.self_attn.forward(self.layer_norm1.forward(x.clone()));
+        let (x, normed) = self.layer_norm2.add_forward(x, branch);
+        x + self.mlp.forward(normed)
     }
 }
 

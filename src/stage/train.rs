@@ -18,11 +18,11 @@ use serde_json::json;
 
 use super::{Ctx, Summary, encode::base_dir, report::chart};
 use crate::{
-    adapter::{AdapterConfig, inject, peft},
+    adapter::{Quantization, inject, peft},
     error::{Error, Kind, Result},
     export::preference,
     loader::{Rejected, Rows},
-    models::{self, AnyVlm, LoadOptions, ModelConfig},
+    models::{self, AnyVlm, LoadOptions, ModelConfig, ModelDef},
     parallel::{CHUNK, ordered},
     plan::Plan,
     progress::Progress,
@@ -102,7 +102,7 @@ pub fn run(plan: &Plan, dir: &RunDir, ctx: &Ctx) -> Result<Summary> {
         peft::check_signature(adapter, &processor.signature())?;
     }
     let (model, pages) = load_model(plan, &base, options, &ctx.device)?;
-    let adapter = AdapterConfig { quantization: plan.model.quantization, ..plan.adapter.clone() };
+    let adapter = plan.adapter_config();
     let job = Job {
         config: &plan.train,
         adapter: &adapter,
@@ -151,7 +151,13 @@ pub fn load_model(
 ) -> Result<(AnyVlm, Option<Pages>)> {
     let family = models::detect(base)?;
     if !plan.train.offload_params {
-        return Ok(((family.load)(base, &options, device)?, None));
+        let streamed = match plan.model.quantization {
+            Quantization::None => None,
+            _ => to_pack(family, base, &mut options, device)?,
+        };
+        let model = (family.load)(base, &options, device)?;
+        drop(streamed);
+        return Ok((model, None));
     }
     let cannot = |why: &str| {
         Error::new(Kind::Config, "weights cannot stay on disk")
@@ -174,7 +180,22 @@ pub fn load_model(
     let model = (family.load)(base, &options, device)?;
     // Norms and biases have been copied; nothing else has been used.
     pages.release_all();
-    Ok((model, Some(pages)))
+    let packed = plan.model.quantization != Quantization::None;
+    Ok((model, Some(if packed { pages.without_layers() } else { pages })))
+}
+
+/// Weights that are packed are read once: where they can be used as they lie in their file, they are not read before, and
+/// not widened. Returns what must be open until the model is loaded.
+fn to_pack(family: &ModelDef, base: &Path, options: &mut LoadOptions, device: &Device) -> Result<Option<Pages>> {
+    let checkpoint = (family.weights)(base, options)?;
+    let stored = checkpoint.dtype().filter(|d| matches!(d, DType::BF16 | DType::F16)).map(FloatDType::from);
+    let Some(stored) = stored.filter(|_| keeps_half(device) && checkpoint.is_mapped()) else { return Ok(None) };
+    if options.dtype.is_some_and(|wanted| wanted != stored) {
+        return Ok(None);
+    }
+    options.dtype = Some(stored);
+    let towers = (family.shape)(base, options, device)?.towers();
+    Ok(Some(Pages::of(&checkpoint, towers)?))
 }
 
 fn survey<'a>(

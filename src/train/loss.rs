@@ -11,6 +11,7 @@ use burn::{
 use super::{objective::Objective, params::GradientSum};
 use crate::{
     kernel::{cross_entropy::cross_entropy, pull_back::pull_back},
+    nn::debug_dtype,
     vlm::{Batch, IGNORE, Vlm},
 };
 
@@ -141,6 +142,7 @@ fn logits<M: Vlm>(model: &M, states: Tensor<2>) -> Tensor<2> {
 
 /// Per position `-log softmax(logits)[label]`, and the gradient of its sum with respect to the logits.
 fn softmax_loss(logits: Tensor<2>, labels: &[i32], device: &Device) -> (Tensor<1>, Tensor<2>) {
+    debug_dtype(&logits, DType::F32, "the loss");
     cross_entropy(logits, ints(labels, device))
 }
 

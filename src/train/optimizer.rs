@@ -3,9 +3,10 @@
 //! Burn's own AdamW computes the same formula; this one keeps its state by parameter name instead of by an id that
 //! safetensors files do not hold, and takes a learning rate per tensor, so that a resumed run is the uninterrupted run.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::{config::TrainConfig, params::Trained};
+use crate::nn::debug_dtype;
 
 /// Running means of one tensor.
 #[derive(Debug, Clone)]
@@ -79,6 +80,8 @@ impl AdamW {
     pub fn update(&mut self, index: usize, value: Tensor<1>, gradient: Tensor<1>, factor: f64, clip: f64) -> Tensor<1> {
         let Group { learning_rate, weight_decay } = self.groups[index];
         let rate = learning_rate * factor;
+        debug_dtype(&value, DType::F32, "the optimizer");
+        debug_dtype(&gradient, DType::F32, "the optimizer");
         let gradient = if clip < 1.0 { gradient.mul_scalar(clip) } else { gradient };
         self.steps[index] += 1;
         let step = self.steps[index] as i32;

@@ -56,6 +56,11 @@ mod known {
 
     use super::{MappedFile, Result};
 
+    /// The files that are open.
+    pub(super) fn all() -> Vec<Arc<MappedFile>> {
+        OPEN.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(|(_, file)| file.upgrade()).collect()
+    }
+
     /// Device, number and length of a file. While a map holds the file, no other one gets its number.
     type Identity = (u64, u64, u64);
 
@@ -81,6 +86,10 @@ mod known {
 
     use super::{MappedFile, Result};
 
+    pub(super) fn all() -> Vec<Arc<MappedFile>> {
+        Vec::new()
+    }
+
     pub(super) fn find_or(_file: &File, open: impl FnOnce() -> Result<Arc<MappedFile>>) -> Result<Arc<MappedFile>> {
         open()
     }
@@ -91,6 +100,16 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the file is only read; a checkpoint that another process shortens meanwhile ends this process, as it
     // would end any program that maps it.
     unsafe { Mmap::map(file) }
+}
+
+/// Takes the pages of all files that are streamed out of this process; the next use reads them again.
+pub(super) fn release_streamed() {
+    for file in known::all() {
+        let whole = file.part(0, file.map.len());
+        if whole.is_streamed() {
+            whole.release();
+        }
+    }
 }
 
 /// A part of a mapped file that keeps the map alive.

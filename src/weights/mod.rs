@@ -16,7 +16,7 @@ mod synth;
 
 pub use init::init_random;
 pub use load::{Fit, compare, load, tensor_from};
-pub use pages::{Pages, Part};
+pub use pages::{Pages, Part, release_streamed};
 pub use read::{Checkpoint, TensorInfo};
 pub use save::{Layout, SaveOptions, save};
 pub use synth::{Synth, Synthesised};

@@ -80,6 +80,13 @@ impl Pages {
         Ok(Self { parts })
     }
 
+    /// These without the decoder layers, whose weights are held otherwise.
+    #[must_use]
+    pub fn without_layers(mut self) -> Self {
+        self.parts.retain(|part, _| !matches!(part, Part::Layer(_)));
+        self
+    }
+
     /// Bytes of all parts.
     #[must_use]
     pub fn num_bytes(&self) -> u64 {
@@ -100,6 +107,11 @@ impl Pages {
     pub fn release_all(&self) {
         self.parts.values().flatten().for_each(map::Part::release);
     }
+}
+
+/// Says that no weight that stays in its file is used for now.
+pub fn release_streamed() {
+    map::release_streamed();
 }
 
 #[cfg(test)]
@@ -143,5 +155,9 @@ mod tests {
         pages.release_all();
         pages.expect(Part::Layer(0));
         assert_eq!(first.read_f32(name).unwrap(), before);
+        release_streamed();
+        assert_eq!(first.read_f32(name).unwrap(), before);
+        let kept = pages.num_bytes();
+        assert!(pages.without_layers().num_bytes() < kept);
     }
 }

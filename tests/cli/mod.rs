@@ -12,6 +12,7 @@ mod mock;
 mod model;
 mod rehearsal;
 mod run;
+mod unmerge;
 
 use std::{
     path::Path,
@@ -26,7 +27,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8(output.stdout).unwrap(),

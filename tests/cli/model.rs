@@ -159,3 +159,13 @@ fn a_question_with_a_wrong_number_of_images_is_refused() {
     let said = medtune(bench.dir.path(), &[&missing[..], &["--question", "What?"]].concat());
     said.code(2).blames(&["gone.png"]);
 }
+
+#[test]
+fn either_kind_of_kernels_answers_the_same() {
+    let bench = Bench::new();
+    let answer = |kernels: &str| bench.generate(&["--model", "checkpoint", "--kernels", kernels]);
+    let fused = answer("fused").code(0).out;
+    assert!(!fused.trim().is_empty());
+    assert_eq!(answer("composed").code(0).out, fused);
+    answer("none").code(2).blames(&["--kernels", "fused", "composed"]);
+}

@@ -3,3 +3,5 @@
 mod browser;
 #[cfg(feature = "wgpu")]
 mod lavapipe;
+#[cfg(feature = "vulkan")]
+mod swiftshader;

@@ -1,10 +1,5 @@
 //! Colour conversion as in `jdcolor.c`.
 
-use super::{
-    Frame, Jpeg, Result,
-    upsample::{self, Method},
-};
-
 /// What the components mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ColorSpace {
@@ -29,7 +24,7 @@ impl ColorSpace {
         }
     }
 
-    fn channels(self) -> usize {
+    pub(super) fn channels(self) -> usize {
         match self {
             Self::Gray => 1,
             Self::Rgb | Self::YCbCr => 3,
@@ -38,41 +33,40 @@ impl ColorSpace {
     }
 }
 
-/// Upsamples, converts and interleaves all rows.
-pub(super) fn interleave(frame: &Frame, space: ColorSpace) -> Result<Jpeg> {
-    let channels = space.channels();
-    let methods = frame.components.iter().map(|c| Method::of(frame, c)).collect::<Result<Vec<_>>>()?;
-    // Room for the last source sample, of which only a part may be inside the image.
-    let room = frame.mcus_wide() * 8 * frame.h_max;
-    let mut rows = vec![vec![0u8; room]; channels];
-    let mut sums = vec![0i32; room];
-    let mut data = vec![0u8; frame.width * frame.height * channels];
-    for (y, line) in data.chunks_exact_mut(frame.width * channels).enumerate() {
-        for ((c, method), row) in frame.components.iter().zip(&methods).zip(&mut rows) {
-            upsample::row(c, *method, y, &mut sums, row);
-        }
-        for (x, pixel) in line.chunks_exact_mut(channels).enumerate() {
-            for (sample, row) in pixel.iter_mut().zip(&rows) {
-                *sample = row[x];
-            }
-        }
-        match space {
-            ColorSpace::YCbCr => line.chunks_exact_mut(3).for_each(to_rgb),
-            ColorSpace::Ycck => line.chunks_exact_mut(4).for_each(|pixel| {
-                to_rgb(&mut pixel[..3]);
-                pixel[..3].iter_mut().for_each(|s| *s = 255 - *s);
-            }),
-            _ => {}
+/// Lines of all channels to one line of pixels.
+pub(super) fn interleave(lines: &[&[u8]], width: usize, out: &mut [u8]) {
+    for (x, pixel) in out.chunks_exact_mut(lines.len()).take(width).enumerate() {
+        for (sample, line) in pixel.iter_mut().zip(lines) {
+            *sample = line[x];
         }
     }
-    Ok(Jpeg { channels, data })
 }
 
-#[inline(always)]
-fn to_rgb(pixel: &mut [u8]) {
+/// A line of YCbCr whose chroma is in the middle everywhere to a line of RGB.
+pub(super) fn grey(line: &[u8], width: usize, out: &mut [u8]) {
+    for (pixel, y) in out.chunks_exact_mut(3).zip(&line[..width]) {
+        pixel.fill(*y);
+    }
+}
+
+/// Lines of YCbCr to a line of RGB.
+pub(super) fn rgb(lines: [&[u8]; 3], width: usize, out: &mut [u8]) {
+    let [y, cb, cr] = lines.map(|line| &line[..width]);
+    for (((pixel, y), cb), cr) in out.chunks_exact_mut(3).zip(y).zip(cb).zip(cr) {
+        pixel.copy_from_slice(&to_rgb(*y, *cb, *cr));
+    }
+}
+
+/// Lines of inverted YCbCr and K to a line of CMYK.
+pub(super) fn cmyk(lines: &[&[u8]; 4], width: usize, out: &mut [u8]) {
+    for (x, pixel) in out.chunks_exact_mut(4).take(width).enumerate() {
+        let [r, g, b] = to_rgb(lines[0][x], lines[1][x], lines[2][x]);
+        pixel.copy_from_slice(&[255 - r, 255 - g, 255 - b, lines[3][x]]);
+    }
+}
+
+fn to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
-    let [y, cb, cr] = [i32::from(pixel[0]), i32::from(pixel[1]) - 128, i32::from(pixel[2]) - 128];
-    pixel[0] = (y + ((91_881 * cr + HALF) >> 16)).clamp(0, 255) as u8;
-    pixel[1] = (y + ((-22_554 * cb - 46_802 * cr + HALF) >> 16)).clamp(0, 255) as u8;
-    pixel[2] = (y + ((116_130 * cb + HALF) >> 16)).clamp(0, 255) as u8;
+    let [y, cb, cr] = [i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128];
+    [91_881 * cr, -22_554 * cb - 46_802 * cr, 116_130 * cb].map(|part| (y + ((part + HALF) >> 16)).clamp(0, 255) as u8)
 }

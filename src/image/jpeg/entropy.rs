@@ -1,9 +1,9 @@
 //! One scan: Huffman-coded coefficients, sequential or progressive.
 
 use super::{
-    Component, Frame, JpegError, NATURAL, Result,
+    Frame, JpegError, NATURAL, Result,
     huffman::{Bits, Table},
-    idct,
+    painter::Painter,
 };
 
 /// A scan header with its tables.
@@ -24,36 +24,56 @@ struct State<'a> {
     bits: Bits<'a>,
     predictions: [i32; 4],
     end_of_band: u32,
+    /// MCUs between restart markers, and those left until the next one.
+    restart: usize,
+    left: usize,
 }
 
 const NO_TABLE: JpegError = JpegError::Corrupt("a Huffman table is missing");
 const OVERRUN: JpegError = JpegError::Corrupt("a block has too many coefficients");
 
-/// Decodes the scan at the start of `data`; returns the number of bytes it takes.
+impl<'a> State<'a> {
+    fn new(scan: &Scan<'_>, data: &'a [u8]) -> Self {
+        let (restart, left) = (scan.restart, scan.restart);
+        Self { bits: Bits::new(data), predictions: [0; 4], end_of_band: 0, restart, left }
+    }
+
+    /// Steps over the restart marker that is due before the next MCU.
+    fn begin_mcu(&mut self) -> Result<()> {
+        if self.restart > 0 {
+            if self.left == 0 {
+                self.bits.restart()?;
+                (self.predictions, self.end_of_band, self.left) = ([0; 4], 0, self.restart);
+            }
+            self.left -= 1;
+        }
+        Ok(())
+    }
+}
+
+impl Scan<'_> {
+    /// MCUs across and down, and by part the blocks of an MCU across and down.
+    ///
+    /// A scan of one component has MCUs of one block, and leaves out the blocks that only pad.
+    fn layout(&self, frame: &Frame) -> (usize, usize, Vec<(usize, usize)>) {
+        if let [(index, ..)] = self.parts[..] {
+            let c = &frame.components[index];
+            return (c.width.div_ceil(8), c.height.div_ceil(8), vec![(1, 1)]);
+        }
+        let blocks = self.parts.iter().map(|p| &frame.components[p.0]).map(|c| (c.h, c.v)).collect();
+        (frame.mcus_wide(), frame.mcus_high(), blocks)
+    }
+}
+
+/// Decodes the scan at the start of `data` and keeps its coefficients; returns the number of bytes it takes.
 pub(super) fn decode(frame: &mut Frame, scan: &Scan<'_>, data: &[u8]) -> Result<usize> {
     check(frame, scan)?;
-    let mut state = State { bits: Bits::new(data), predictions: [0; 4], end_of_band: 0 };
-    // A scan of one component has MCUs of one block, and leaves out the blocks that only pad.
-    let single = scan.parts.len() == 1;
-    let (wide, high) = if single {
-        let c = &frame.components[scan.parts[0].0];
-        (c.width.div_ceil(8), c.height.div_ceil(8))
-    } else {
-        (frame.mcus_wide(), frame.mcus_high())
-    };
-    let mut left = scan.restart;
+    let mut state = State::new(scan, data);
+    let (wide, high, blocks) = scan.layout(frame);
     for row in 0..high {
         for column in 0..wide {
-            if scan.restart > 0 {
-                if left == 0 {
-                    state.bits.restart()?;
-                    (state.predictions, state.end_of_band, left) = ([0; 4], 0, scan.restart);
-                }
-                left -= 1;
-            }
-            for part in 0..scan.parts.len() {
-                let c = &frame.components[scan.parts[part].0];
-                let (h, v) = if single { (1, 1) } else { (c.h, c.v) };
+            state.begin_mcu()?;
+            for (part, (h, v)) in blocks.iter().enumerate() {
                 for block in 0..h * v {
                     let (x, y) = (column * h + block % h, row * v + block / h);
                     decode_block(frame, scan, part, x, y, &mut state)?;
@@ -66,6 +86,37 @@ pub(super) fn decode(frame: &mut Frame, scan: &Scan<'_>, data: &[u8]) -> Result<
     let (brought, low) = if frame.progressive { (scan.start..scan.end + 1, scan.low) } else { (0..64, 0) };
     for (index, ..) in &scan.parts {
         frame.components[*index].missing_bits[brought.clone()].fill(low);
+    }
+    Ok(state.bits.end())
+}
+
+/// As [`decode`], for a sequential scan of all components, which is painted while it is read.
+pub(super) fn paint<'a>(frame: &Frame, scan: &Scan<'a>, data: &[u8], painter: &mut Painter) -> Result<usize> {
+    check(frame, scan)?;
+    let mut state = State::new(scan, data);
+    let (wide, high) = (frame.mcus_wide(), frame.mcus_high());
+    let tables = |part: &(usize, Option<&'a Table>, Option<&'a Table>)| {
+        let (h, v) = (frame.components[part.0].h, frame.components[part.0].v);
+        Ok((part.0, part.1.ok_or(NO_TABLE)?, part.2.ok_or(NO_TABLE)?, h, v))
+    };
+    let parts: Vec<_> = scan.parts.iter().map(tables).collect::<Result<_>>()?;
+    let kernels = painter.kernels();
+    for row in 0..high {
+        for column in 0..wide {
+            state.begin_mcu()?;
+            for (part, (index, dc, ac, h, v)) in parts.iter().enumerate() {
+                for y in 0..*v {
+                    for x in 0..*h {
+                        let mut block = [0i16; 64];
+                        let prediction = &mut state.predictions[part];
+                        let end = kernels.sequential(&mut block, (dc, ac), prediction, &mut state.bits)?;
+                        painter.block(*index, &block, end, (column * h + x, y));
+                    }
+                }
+            }
+        }
+        state.bits.check()?;
+        painter.paint(row);
     }
     Ok(state.bits.end())
 }
@@ -97,25 +148,15 @@ fn decode_block(
     let (index, dc, ac) = scan.parts[part];
     let progressive = frame.progressive;
     let component = &mut frame.components[index];
-    if !progressive {
-        let mut block = [0i16; 64];
-        sequential(
-            &mut block,
-            dc.ok_or(NO_TABLE)?,
-            ac.ok_or(NO_TABLE)?,
-            &mut state.predictions[part],
-            &mut state.bits,
-        )?;
-        if !frame.deep {
-            return transform(component, &block, x, y);
-        }
-        let at = (y * component.blocks_wide + x) * 64;
-        component.coefficients[at..at + 64].copy_from_slice(&block);
-        return Ok(());
-    }
     let at = (y * component.blocks_wide + x) * 64;
     let block: &mut [i16; 64] =
         (&mut component.coefficients[at..at + 64]).try_into().expect("a block has 64 coefficients");
+    if !progressive {
+        block.fill(0);
+        let tables = (dc.ok_or(NO_TABLE)?, ac.ok_or(NO_TABLE)?);
+        sequential(block, tables, &mut state.predictions[part], &mut state.bits)?;
+        return Ok(());
+    }
     match (scan.start == 0, scan.high == 0) {
         (true, true) => {
             let size = dc_size(dc.ok_or(NO_TABLE)?, &mut state.bits)?;
@@ -135,13 +176,7 @@ fn decode_block(
     }
 }
 
-fn transform(component: &mut Component, block: &[i16; 64], x: usize, y: usize) -> Result<()> {
-    let quant = component.quant.as_ref().ok_or(JpegError::Corrupt("a quantisation table is missing"))?;
-    let stride = component.blocks_wide * 8;
-    idct::inverse(block, quant, &mut component.plane[y * 8 * stride + x * 8..], stride);
-    Ok(())
-}
-
+#[inline(always)]
 fn dc_size(table: &Table, bits: &mut Bits<'_>) -> Result<u32> {
     match bits.symbol(table)? {
         size @ 0..=15 => Ok(size.into()),
@@ -149,27 +184,46 @@ fn dc_size(table: &Table, bits: &mut Bits<'_>) -> Result<u32> {
     }
 }
 
-fn sequential(block: &mut [i16; 64], dc: &Table, ac: &Table, prediction: &mut i32, bits: &mut Bits<'_>) -> Result<()> {
-    let size = dc_size(dc, bits)?;
+/// All coefficients of a block of zeros; returns how many there are up to the last that is not zero, at least 1.
+#[inline(always)]
+pub(super) fn sequential(
+    block: &mut [i16; 64],
+    (dc, ac): (&Table, &Table),
+    prediction: &mut i32,
+    stream: &mut Bits<'_>,
+) -> Result<usize> {
+    let mut bits = *stream;
+    let size = dc_size(dc, &mut bits)?;
     *prediction = prediction.wrapping_add(bits.signed(size));
     block[0] = *prediction as i16;
     let mut k = 1;
+    let mut end = 1;
     while k < 64 {
-        let symbol = bits.symbol(ac)?;
-        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
-        if size == 0 {
-            if run != 15 {
-                break;
+        bits.fill();
+        let whole = ac.whole(bits);
+        let value = if whole != 0 {
+            k += (whole >> 8 & 15) as usize;
+            bits.skip((whole & 0xFF) as u32);
+            whole >> 16
+        } else {
+            let symbol = bits.symbol(ac)?;
+            let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+            if size == 0 {
+                if run != 15 {
+                    break;
+                }
+                k += 16;
+                continue;
             }
-            k += 16;
-            continue;
-        }
-        k += run;
-        let value = bits.signed(size);
+            k += run;
+            bits.signed(size)
+        };
         block[usize::from(*NATURAL.get(k).ok_or(OVERRUN)?)] = value as i16;
         k += 1;
+        end = k;
     }
-    Ok(())
+    *stream = bits;
+    Ok(end)
 }
 
 fn ac_first(block: &mut [i16; 64], scan: &Scan<'_>, table: &Table, state: &mut State<'_>) -> Result<()> {

@@ -2,12 +2,16 @@
 
 use super::{JpegError, Result};
 
-const LOOK: u32 = 9;
+/// Bits that are looked up at once.
+pub(super) const LOOK: u32 = 10;
 
 /// A decoding table.
 pub(super) struct Table {
     /// By the next [`LOOK`] bits: length << 8 | symbol; 0 where the code is longer.
-    look: Vec<u16>,
+    look: Box<[u16; 1 << LOOK]>,
+    /// By the next [`LOOK`] bits, where they hold a code and its value: value << 16 | zeros before it << 8 | bits of
+    /// both; otherwise 0, as always for differences of DC coefficients.
+    whole: Box<[i32; 1 << LOOK]>,
     /// Largest code of each length, -1 if none; index 17 ends every search.
     max_code: [i32; 18],
     /// What to add to a code to get the index of its symbol.
@@ -18,8 +22,13 @@ pub(super) struct Table {
 impl Table {
     /// From the number of codes of each length and their symbols in order.
     pub(super) fn new(counts: &[u8; 16], symbols: &[u8]) -> Result<Self> {
-        let mut table =
-            Self { look: vec![0; 1 << LOOK], max_code: [-1; 18], offset: [0; 17], symbols: symbols.to_vec() };
+        let mut table = Self {
+            look: Box::new([0; 1 << LOOK]),
+            whole: Box::new([0; 1 << LOOK]),
+            max_code: [-1; 18],
+            offset: [0; 17],
+            symbols: symbols.to_vec(),
+        };
         let (mut code, mut k) = (0i32, 0usize);
         for length in 1..=16u32 {
             let count = usize::from(counts[length as usize - 1]);
@@ -43,12 +52,43 @@ impl Table {
         }
         Ok(table)
     }
+
+    /// As [`Table::new`], for AC coefficients.
+    pub(super) fn with_values(counts: &[u8; 16], symbols: &[u8]) -> Result<Self> {
+        let mut table = Self::new(counts, symbols)?;
+        let whole = |(bits, entry): (usize, &u16)| {
+            let (length, run, size) = (u32::from(entry >> 8), i32::from(entry >> 4 & 15), u32::from(entry & 15));
+            if *entry == 0 || size == 0 || length + size > LOOK {
+                return 0;
+            }
+            let value = bits >> (LOOK - length - size) & ((1 << size) - 1);
+            extend(value as i32, size) << 16 | run << 8 | (length + size) as i32
+        };
+        for (to, entry) in table.whole.iter_mut().zip(table.look.iter().enumerate().map(whole)) {
+            *to = entry;
+        }
+        Ok(table)
+    }
+
+    /// Code and value that begin `bits`, as in `whole`.
+    #[inline(always)]
+    pub(super) fn whole(&self, bits: Bits<'_>) -> i32 {
+        self.whole[(bits.buffer >> (64 - LOOK)) as usize]
+    }
+}
+
+/// JPEG's offset form of a signed value of `n` bits, at least one.
+#[inline(always)]
+fn extend(value: i32, n: u32) -> i32 {
+    if value < 1 << (n - 1) { value - (1 << n) + 1 } else { value }
 }
 
 /// Entropy-coded bits with byte stuffing removed. Bits past the end read as zero; [`Bits::check`] reports them.
+#[derive(Clone, Copy)]
 pub(super) struct Bits<'a> {
     data: &'a [u8],
     at: usize,
+    /// The next bits, the first one on top; zeros below those that count.
     buffer: u64,
     count: u32,
     /// Zero bits that were supplied beyond the data.
@@ -60,8 +100,32 @@ impl<'a> Bits<'a> {
         Self { data, at: 0, buffer: 0, count: 0, invented: 0 }
     }
 
-    fn fill(&mut self) {
-        while self.count <= 48 {
+    /// Makes sure that 32 bits are there.
+    #[inline(always)]
+    pub(super) fn fill(&mut self) {
+        const ONES: u64 = 0x0101_0101_0101_0101;
+        if self.count >= 32 {
+            return;
+        }
+        if let Some(bytes) = self.data.get(self.at..).and_then(|d| d.first_chunk()) {
+            let word = u64::from_be_bytes(*bytes);
+            // Bytes of eight ones are followed by stuffing, or begin a marker.
+            if (!word).wrapping_sub(ONES) & word & (ONES << 7) == 0 {
+                let bytes = (64 - self.count) / 8;
+                let kept = word & (u64::MAX << (64 - 8 * bytes));
+                self.buffer |= kept >> self.count;
+                self.at += bytes as usize;
+                self.count += 8 * bytes;
+                return;
+            }
+        }
+        *self = self.fill_by_byte();
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fill_by_byte(mut self) -> Self {
+        while self.count <= 56 {
             let byte = match (self.data.get(self.at), self.data.get(self.at + 1)) {
                 (Some(0xFF), Some(0x00)) => {
                     self.at += 2;
@@ -77,52 +141,69 @@ impl<'a> Bits<'a> {
                     0
                 }
             };
-            self.buffer = self.buffer << 8 | u64::from(byte);
+            self.buffer |= u64::from(byte) << (56 - self.count);
             self.count += 8;
         }
+        self
     }
 
-    fn peek(&mut self, n: u32) -> u32 {
-        if self.count < n {
-            self.fill();
-        }
-        ((self.buffer >> (self.count - n)) & ((1 << n) - 1)) as u32
+    /// Drops `n` bits of those that are there.
+    #[inline(always)]
+    pub(super) fn skip(&mut self, n: u32) {
+        self.buffer <<= n;
+        self.count -= n;
+    }
+
+    /// The next `n` bits of those that are there, at least one.
+    #[inline(always)]
+    fn next(&mut self, n: u32) -> u32 {
+        let bits = (self.buffer >> (64 - n)) as u32;
+        self.skip(n);
+        bits
     }
 
     /// The next `n` bits, at most 16.
     pub(super) fn take(&mut self, n: u32) -> u32 {
-        let bits = self.peek(n);
-        self.count -= n;
-        bits
+        self.fill();
+        if n == 0 { 0 } else { self.next(n) }
     }
 
-    /// The next symbol.
+    /// The next symbol; 16 bits are left after it.
+    #[inline(always)]
     pub(super) fn symbol(&mut self, table: &Table) -> Result<u8> {
-        let entry = table.look[self.peek(LOOK) as usize];
+        self.fill();
+        let entry = table.look[(self.buffer >> (64 - LOOK)) as usize];
         if entry != 0 {
-            self.count -= u32::from(entry >> 8);
+            self.skip(u32::from(entry >> 8));
             return Ok(entry as u8);
         }
-        let bits = self.peek(16);
+        let (after, symbol) = self.long_symbol(table)?;
+        *self = after;
+        Ok(symbol)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn long_symbol(mut self, table: &Table) -> Result<(Self, u8)> {
+        let bits = (self.buffer >> 48) as u32;
         for length in LOOK + 1..=16 {
             let code = (bits >> (16 - length)) as i32;
             if code <= table.max_code[length as usize] {
-                self.count -= length;
+                self.skip(length);
                 let index = code + table.offset[length as usize];
-                return table.symbols.get(index as usize).copied().ok_or(JpegError::Corrupt("bad Huffman code"));
+                let symbol =
+                    table.symbols.get(index as usize).copied().ok_or(JpegError::Corrupt("bad Huffman code"))?;
+                return Ok((self, symbol));
             }
         }
         self.check()?;
         Err(JpegError::Corrupt("bad Huffman code"))
     }
 
-    /// A signed value of `n` bits in JPEG's offset form.
+    /// A signed value of `n` bits in JPEG's offset form, right after [`Bits::symbol`].
+    #[inline(always)]
     pub(super) fn signed(&mut self, n: u32) -> i32 {
-        if n == 0 {
-            return 0;
-        }
-        let value = self.take(n) as i32;
-        if value < 1 << (n - 1) { value - (1 << n) + 1 } else { value }
+        if n == 0 { 0 } else { extend(self.next(n) as i32, n) }
     }
 
     /// An error if bits beyond the data were used.

@@ -1,6 +1,7 @@
 //! The accurate integer inverse DCT (Loeffler, Ligtenberg and Moschytz with 13-bit constants), as in `jidctint.c`.
 
-const CONST_BITS: u32 = 13;
+/// Bits of fraction of the constants.
+pub(super) const CONST_BITS: u32 = 13;
 
 /// A sample of a picture; its values begin at 0.
 pub(super) trait Sample: Copy {
@@ -71,21 +72,25 @@ fn descale(x: i32, bits: u32) -> i32 {
     x.wrapping_add(1 << (bits - 1)) >> bits
 }
 
+/// [`inverse`] of a block that has only its first coefficient.
+pub(super) fn flat<S: Sample>(first: i16, quant: i32, out: &mut [S], stride: usize) {
+    let dc = i32::from(first).wrapping_mul(quant).wrapping_shl(S::PASS1_BITS);
+    let value = S::shifted(descale(dc, S::PASS1_BITS + 3));
+    for row in out.chunks_mut(stride).take(8) {
+        row[..8].fill(value);
+    }
+}
+
 /// Dequantises `block` (natural order) and writes its 8x8 samples to `out`, rows `stride` apart.
-pub(super) fn inverse<S: Sample>(block: &[i16; 64], quant: &[u16; 64], out: &mut [S], stride: usize) {
+pub(super) fn inverse<S: Sample>(block: &[i16; 64], quant: &[i32; 64], out: &mut [S], stride: usize) {
     if block[1..].iter().all(|c| *c == 0) {
-        let dc = i32::from(block[0]).wrapping_mul(i32::from(quant[0])).wrapping_shl(S::PASS1_BITS);
-        let value = S::shifted(descale(dc, S::PASS1_BITS + 3));
-        for row in out.chunks_mut(stride).take(8) {
-            row[..8].fill(value);
-        }
-        return;
+        return flat(block[0], quant[0], out, stride);
     }
     let mut work = [0i32; 64];
     for column in 0..8 {
         let values = std::array::from_fn(|k| {
             let at = k * 8 + column;
-            i32::from(block[at]).wrapping_mul(i32::from(quant[at]))
+            i32::from(block[at]).wrapping_mul(quant[at])
         });
         for (k, value) in pass(values).into_iter().enumerate() {
             work[k * 8 + column] = descale(value, CONST_BITS - S::PASS1_BITS);
@@ -104,7 +109,7 @@ mod tests {
     use super::*;
 
     /// The largest difference from the transform in real numbers.
-    fn off<S: Sample + Default + Into<f64>>(step: u16) -> f64 {
+    fn off<S: Sample + Default + Into<f64>>(step: i32) -> f64 {
         let mut block = [0i16; 64];
         for (i, c) in block.iter_mut().enumerate() {
             *c = ((i * 37 + 11) % 23) as i16 - 11;

@@ -8,11 +8,17 @@ mod color;
 mod entropy;
 mod huffman;
 mod idct;
+mod kernels;
+mod painter;
 mod upsample;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use color::ColorSpace;
 use entropy::Scan;
 use huffman::Table;
+use kernels::Kernels;
+use painter::Painter;
 
 /// Why a file could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +54,6 @@ struct Component {
     blocks_wide: usize,
     /// Coefficients where they are kept until all are there, `[.., blocks_wide, 64]`, natural order.
     coefficients: Vec<i16>,
-    /// Samples, `[.., blocks_wide * 8]`.
-    plane: Vec<u8>,
     /// The quantiser in force when the component's first scan began.
     quant: Option<[u16; 64]>,
     /// Low bits of each coefficient, zigzag order, that no scan has brought yet.
@@ -69,14 +73,9 @@ impl Component {
         self.quant.ok_or(JpegError::Corrupt("a colour component has no data"))
     }
 
-    /// Turns the coefficients that were kept into samples.
-    fn transform<S: idct::Sample>(&self, quant: &[u16; 64], plane: &mut [S]) {
-        let (stride, wide) = (self.stride(), self.blocks_wide);
-        for (i, block) in self.coefficients.chunks_exact(64).enumerate() {
-            let block = block.try_into().expect("a chunk of 64");
-            let corner = (i / wide) * 8 * stride + (i % wide) * 8;
-            idct::inverse(block, quant, &mut plane[corner..], stride);
-        }
+    /// The blocks that were kept.
+    fn blocks(&self) -> impl Iterator<Item = &[i16; 64]> {
+        self.coefficients.as_chunks().0.iter()
     }
 }
 
@@ -92,9 +91,12 @@ struct Frame {
 }
 
 impl Frame {
-    /// Whether coefficients are kept until the file has been read.
-    fn deferred(&self) -> bool {
-        self.progressive || self.deep
+    /// Makes room for the coefficients, which are kept until the file has been read.
+    fn keep(&mut self) {
+        let lines = self.mcus_high();
+        for c in &mut self.components {
+            c.coefficients.resize(c.blocks_wide * lines * c.v * 64, 0);
+        }
     }
 
     fn mcus_wide(&self) -> usize {
@@ -130,8 +132,13 @@ struct Decoder<'a> {
     rgb: bool,
     /// Samples of 12 bits are wanted.
     deep: bool,
+    /// Coefficients are kept even if the first scan has them all, because more scans follow.
+    keep: bool,
+    kernels: Kernels,
     frame: Option<Frame>,
     scans: usize,
+    /// The picture, where one scan brought all of it.
+    painted: Option<Jpeg>,
 }
 
 /// Width and height from the frame header, without decoding.
@@ -158,8 +165,15 @@ pub(crate) fn decode(data: &[u8]) -> Result<Jpeg> {
 
 /// Decodes a stream whose container says whether three components are `rgb`; an Adobe marker still decides.
 pub(crate) fn decode_as(data: &[u8], rgb: bool) -> Result<Jpeg> {
-    let mut decoder = Decoder { data, rgb, ..Decoder::default() };
-    decoder.read()?;
+    decode_with(Kernels::best(), data, rgb)
+}
+
+fn decode_with(kernels: Kernels, data: &[u8], rgb: bool) -> Result<Jpeg> {
+    let mut decoder = Decoder { data, rgb, kernels, ..Decoder::default() };
+    if !decoder.read()? {
+        decoder = Decoder { data, rgb, kernels, keep: true, ..Decoder::default() };
+        decoder.read()?;
+    }
     decoder.finish()
 }
 
@@ -171,8 +185,8 @@ pub(crate) fn decode_12_bit(data: &[u8]) -> Result<Vec<u16>> {
 }
 
 impl<'a> Decoder<'a> {
-    /// Reads all segments.
-    fn read(&mut self) -> Result<()> {
+    /// Reads all segments; false if coefficients should have been kept.
+    fn read(&mut self) -> Result<bool> {
         loop {
             let (marker, segment) = self.segment()?;
             match marker {
@@ -189,12 +203,13 @@ impl<'a> Decoder<'a> {
                 }
                 0xE0 if segment.len() >= 14 && segment.starts_with(b"JFIF\0") => self.jfif = true,
                 0xEE if segment.len() >= 12 && segment.starts_with(b"Adobe") => self.adobe = Some(segment[11]),
+                0xDA if self.painted.is_some() => return Ok(false),
                 0xDA => self.scan(segment)?,
                 0xD9 => break,
                 _ => {}
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The next marker and its segment; the segment of SOI, EOI and RST is empty.
@@ -255,10 +270,9 @@ impl<'a> Decoder<'a> {
             if class > 1 || slot > 3 {
                 return Err(BAD);
             }
-            let table = Table::new(counts, values)?;
             match class {
-                0 => self.dc[slot] = Some(table),
-                _ => self.ac[slot] = Some(table),
+                0 => self.dc[slot] = Some(Table::new(counts, values)?),
+                _ => self.ac[slot] = Some(Table::with_values(counts, values)?),
             }
             segment = &segment[17 + symbols..];
         }
@@ -286,12 +300,16 @@ impl<'a> Decoder<'a> {
         if !matches!(count, 1 | 3 | 4) {
             return Err(JpegError::Unsupported("only 1, 3 or 4 colour components are supported"));
         }
-        let sampling: Vec<_> =
+        let mut sampling: Vec<_> =
             parts.chunks_exact(3).map(|p| (usize::from(p[1] >> 4), usize::from(p[1] & 15))).collect();
         if sampling.iter().any(|(h, v)| !(1..=4).contains(h) || !(1..=4).contains(v))
             || parts.iter().skip(2).step_by(3).any(|t| *t > 3)
         {
             return Err(BAD);
+        }
+        if count == 1 {
+            // The blocks of the only component come one by one.
+            sampling = vec![(1, 1)];
         }
         let h_max = sampling.iter().map(|s| s.0).max().unwrap_or(1);
         let v_max = sampling.iter().map(|s| s.1).max().unwrap_or(1);
@@ -299,8 +317,7 @@ impl<'a> Decoder<'a> {
         let (progressive, deep) = (marker == 0xC2, self.deep);
         let mut frame = Frame { progressive, deep, width, height, h_max, v_max, components };
         for (part, (h, v)) in parts.chunks_exact(3).zip(sampling) {
-            let (blocks_wide, blocks_high) = (frame.mcus_wide() * h, frame.mcus_high() * v);
-            let samples = blocks_wide * blocks_high * 64;
+            let blocks_wide = frame.mcus_wide() * h;
             frame.components.push(Component {
                 id: part[0],
                 h,
@@ -309,8 +326,7 @@ impl<'a> Decoder<'a> {
                 width: (width * h).div_ceil(h_max),
                 height: (height * v).div_ceil(v_max),
                 blocks_wide,
-                coefficients: vec![0; if frame.deferred() { samples } else { 0 }],
-                plane: vec![0; if deep { 0 } else { samples }],
+                coefficients: Vec::new(),
                 quant: None,
                 missing_bits: [16; 64],
             });
@@ -353,27 +369,32 @@ impl<'a> Decoder<'a> {
             low: approximation & 15,
             restart: self.restart,
         };
-        self.at += entropy::decode(frame, &scan, &self.data[self.at..])?;
+        let data = &self.data[self.at..];
+        let all = scan.parts.len() == frame.components.len();
+        if !all || frame.progressive || frame.deep || self.keep {
+            frame.keep();
+            self.at += entropy::decode(frame, &scan, data)?;
+            return Ok(());
+        }
+        let mut painter = Painter::new(frame, color_space(frame, self.rgb, self.jfif, self.adobe), self.kernels)?;
+        self.at += entropy::paint(frame, &scan, data, &mut painter)?;
+        self.painted = Some(painter.finish());
         Ok(())
     }
 
-    /// Checks that all data came, and transforms what was kept until now.
+    /// Checks that all data came, and paints what was kept until now.
     fn finish(self) -> Result<Jpeg> {
-        let mut frame = self.frame.ok_or(JpegError::Corrupt("no image"))?;
-        for component in &mut frame.components {
-            let quant = component.complete()?;
-            if frame.progressive {
-                let mut plane = std::mem::take(&mut component.plane);
-                component.transform(&quant, &mut plane);
-                component.plane = plane;
-            }
+        if let Some(jpeg) = self.painted {
+            return Ok(jpeg);
         }
-        let ids: Vec<u8> = frame.components.iter().map(|c| c.id).collect();
-        let space = match (self.rgb && ids.len() == 3, self.adobe) {
-            (true, None) => ColorSpace::Rgb,
-            _ => ColorSpace::of(&ids, self.jfif, self.adobe),
-        };
-        color::interleave(&frame, space)
+        let frame = self.frame.ok_or(JpegError::Corrupt("no image"))?;
+        for component in &frame.components {
+            component.complete()?;
+        }
+        let space = color_space(&frame, self.rgb, self.jfif, self.adobe);
+        let mut painter = Painter::new(&frame, space, self.kernels)?;
+        painter.paint_kept(&frame);
+        Ok(painter.finish())
     }
 
     fn finish_12_bit(self) -> Result<Vec<u16>> {
@@ -381,9 +402,20 @@ impl<'a> Decoder<'a> {
         let component = frame.components.first().ok_or(JpegError::Corrupt("no image"))?;
         let quant = component.complete()?;
         let mut plane = vec![0u16; component.coefficients.len()];
-        component.transform(&quant, &mut plane);
-        let rows = plane.chunks_exact(component.stride()).take(frame.height);
+        let (stride, wide) = (component.stride(), component.blocks_wide);
+        for (i, block) in component.blocks().enumerate() {
+            idct::inverse(block, &quant.map(i32::from), &mut plane[(i / wide) * 8 * stride + (i % wide) * 8..], stride);
+        }
+        let rows = plane.chunks_exact(stride).take(frame.height);
         Ok(rows.flat_map(|row| &row[..frame.width]).copied().collect())
+    }
+}
+
+fn color_space(frame: &Frame, rgb: bool, jfif: bool, adobe: Option<u8>) -> ColorSpace {
+    let ids: Vec<u8> = frame.components.iter().map(|c| c.id).collect();
+    match (rgb && ids.len() == 3, adobe) {
+        (true, None) => ColorSpace::Rgb,
+        _ => ColorSpace::of(&ids, jfif, adobe),
     }
 }
 
@@ -391,6 +423,8 @@ impl<'a> Decoder<'a> {
 mod tests {
     use base64::{Engine, engine::general_purpose::STANDARD};
     use sha2::{Digest, Sha256};
+
+    use super::Kernels;
 
     /// Name, SHA-256 of the RGB bytes that Pillow 10.2.0 (libjpeg-turbo 3.0.1) decodes, and the file.
     const FILES: [(&str, &str, &str); 5] = [
@@ -452,6 +486,26 @@ mod tests {
             let found: String = Sha256::digest(&image.data).iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(found, expected, "{name}");
         }
+    }
+
+    #[test]
+    fn the_form_of_the_inner_loops_changes_nothing() {
+        for (name, _, file) in FILES {
+            let file = STANDARD.decode(file).unwrap();
+            let plain = super::decode_with(Kernels::Portable, &file, false).unwrap();
+            let best = super::decode_with(Kernels::best(), &file, false).unwrap();
+            assert_eq!((plain.channels, plain.data), (best.channels, best.data), "{name}");
+        }
+    }
+
+    /// A file whose only scan is repeated is painted from the coefficients of the last one.
+    #[test]
+    fn a_second_scan_replaces_the_first() {
+        let file = STANDARD.decode(FILES[2].2).unwrap();
+        let once = super::decode(&file).unwrap();
+        let scan = file.windows(2).position(|w| w == [0xFF, 0xDA]).unwrap();
+        let twice = [&file[..file.len() - 2], &file[scan..]].concat();
+        assert_eq!(super::decode(&twice).unwrap().data, once.data);
     }
 
     /// Grey, 12 bits, 21 x 13, from libjpeg-turbo 3.1.3 (imagecodecs 2026.3.6).

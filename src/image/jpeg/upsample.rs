@@ -33,50 +33,28 @@ impl Method {
     }
 }
 
-/// Writes row `y` of the full-size component to `out`, which has room for whole source samples.
-pub(super) fn row(c: &Component, method: Method, y: usize, sums: &mut [i32], out: &mut [u8]) {
-    let line = |r: usize| &c.plane[r * c.stride()..][..c.width];
-    match method {
-        Method::Full => out[..c.width].copy_from_slice(line(y)),
-        Method::Repeat(h, v) => {
-            for (to, from) in out.chunks_mut(h).zip(line(y / v)) {
-                to.fill(*from);
-            }
-        }
-        Method::H2V1 => across(line(y), out, |x| i32::from(*x), [1, 2], 2, 0),
-        Method::H1V2 => {
-            let (near, far) = neighbours(c, y);
-            let bias = if y.is_multiple_of(2) { 1 } else { 2 };
-            for ((to, a), b) in out.iter_mut().zip(line(near)).zip(line(far)) {
-                *to = ((i32::from(*a) * 3 + i32::from(*b) + bias) >> 2) as u8;
-            }
-        }
-        Method::H2V2 => {
-            let (near, far) = neighbours(c, y);
-            for ((sum, a), b) in sums.iter_mut().zip(line(near)).zip(line(far)) {
-                *sum = i32::from(*a) * 3 + i32::from(*b);
-            }
-            across(&sums[..c.width], out, |x| *x, [8, 7], 4, 2);
-        }
+/// Twice the `width` of two lines, each sample made of three parts of the nearer and one of the farther one both ways;
+/// at the ends, which have no neighbour, the sample itself. `bias` is the rounding of left and right samples; `sums` is
+/// for own use.
+pub(super) fn double([near, far]: [&[u8]; 2], width: usize, bias: [u16; 2], sums: &mut [u16], out: &mut [u8]) {
+    for ((sum, a), b) in sums[1..=width].iter_mut().zip(near).zip(far) {
+        *sum = u16::from(*a) * 3 + u16::from(*b);
+    }
+    repeat_ends(sums, width);
+    for (pair, s) in out.chunks_exact_mut(2).zip(sums[..width + 2].windows(3)) {
+        pair[0] = ((s[1] * 3 + s[0] + bias[0]) >> 4) as u8;
+        pair[1] = ((s[1] * 3 + s[2] + bias[1]) >> 4) as u8;
     }
 }
 
-/// The source row that full-size row `y` lies in, and the one it leans to; edges repeat.
-fn neighbours(c: &Component, y: usize) -> (usize, usize) {
-    let near = y / 2;
-    let far = if y.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(c.height - 1) };
-    (near, far)
+/// Gives the line `sums[1..=width]` neighbours on both sides.
+pub(super) fn repeat_ends(sums: &mut [u16], width: usize) {
+    (sums[0], sums[width + 1]) = (sums[1], sums[width]);
 }
 
-/// Doubles a line: three parts of the nearer value, one of the farther. `bias` is the rounding of left and right
-/// samples, `shift` the scale; the ends, which have no neighbour, repeat themselves (`end` is their own shift).
-fn across<T>(line: &[T], out: &mut [u8], value: impl Fn(&T) -> i32, bias: [i32; 2], shift: u32, end: u32) {
-    let last = line.len() - 1;
-    let sample = |near: i32, far: i32, bias: i32| ((near * 3 + far + bias) >> shift) as u8;
-    for (i, pair) in out.chunks_exact_mut(2).take(line.len()).enumerate() {
-        let near = value(&line[i]);
-        let ends = |bias: i32| if end == 0 { near as u8 } else { ((near * 4 + bias) >> shift) as u8 };
-        pair[0] = if i == 0 { ends(bias[0]) } else { sample(near, value(&line[i - 1]), bias[0]) };
-        pair[1] = if i == last { ends(bias[1]) } else { sample(near, value(&line[i + 1]), bias[1]) };
+/// A line of three parts of the first and one of the second.
+pub(super) fn blend([near, far]: [&[u8]; 2], width: usize, bias: u16, out: &mut [u8]) {
+    for ((to, a), b) in out[..width].iter_mut().zip(near).zip(far) {
+        *to = ((u16::from(*a) * 3 + u16::from(*b) + bias) >> 2) as u8;
     }
 }

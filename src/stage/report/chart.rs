@@ -18,6 +18,8 @@ const LEFT: f64 = 58.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 40.0;
+/// Height of the legend of a file of its own.
+const LEGEND: f64 = 20.0;
 
 /// Points a line is thinned to at most.
 const MOST_POINTS: usize = 600;
@@ -47,12 +49,17 @@ pub(crate) fn loss_file(log: &[LogLine]) -> Option<String> {
     let (svg, _) = chart.split_once("</svg>")?;
     let (head, body) = svg.split_once("</title>")?;
     let head = head.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
+    // room for the legend above the figure
+    let (width, height) = SIZE;
+    let taller = format!(r#"viewBox="0 -{LEGEND} {width} {0}" width="{width}" height="{0}""#, height + LEGEND);
+    let head =
+        head.replacen(&format!(r#"viewBox="0 0 {width} {height}" width="{width}" height="{height}""#), &taller, 1);
     let mut out = format!("{head}</title>{STYLE}{body}");
     let mut x = LEFT;
     for (name, class) in [("training", "faint"), ("running mean", "train"), ("validation", "valid")] {
         if body.contains(&format!("class=\"line {class}\"")) {
-            let _ = write!(out, r#"<path class="line {class}" d="M{x:.0} 8h18"/>"#);
-            text(&mut out, "", x + 24.0, 12.0, name);
+            let _ = write!(out, r#"<path class="line {class}" d="M{x:.0} -8h18"/>"#);
+            text(&mut out, "", x + 24.0, -4.0, name);
             x += 130.0;
         }
     }

@@ -5,11 +5,12 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use medtune::{
     image::Rgb8,
+    kernel::pixel_shuffle::pixel_shuffle,
     models::{
         Compat,
         internvl::{InternVl, InternVlProcessor, weights::load_dir},
     },
-    nn::intern_vit::{VisionNorm, pixel_shuffle},
+    nn::intern_vit::VisionNorm,
     vlm::{Batch, Encoded, IGNORE, PaddingSide, Processor, Vlm},
 };
 use serde_json::Value;
