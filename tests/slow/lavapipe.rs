@@ -23,8 +23,11 @@ const PLAN: [&str; 14] = [
     "eval.rows=24",
 ];
 
+/// Metrics by key, for the base and the tuned model.
+type Values = Vec<(String, [Option<f64>; 2])>;
+
 /// Losses of the log, and base and tuned value of every metric.
-fn run(dir: &Path, device: &str) -> (Vec<f64>, Vec<(String, [Option<f64>; 2])>) {
+fn run(dir: &Path, device: &str) -> (Vec<f64>, Values) {
     let args = [&["run", "phantom", "--out", device, "--device", device, "--quiet"][..], &PLAN].concat();
     medtune(dir, &args).code(0);
     let out = dir.join(device);
